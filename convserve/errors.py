@@ -1,0 +1,106 @@
+"""Every exception that convserve raises on purpose, in one tree.
+
+ConvserveError
+├── ShapeError (also ValueError)         an array, a size or a layer does not fit
+├── ModelFileError (also ValueError)     an `.npz` is missing, malformed or of a newer format
+├── DatasetError (also ValueError)       training or test data is missing or inconsistent
+├── ImageError (also ValueError)         an image can't be decoded or is over a limit
+├── CheckpointError                      a checkpoint can't be written, read or resumed
+├── UnknownNameError (also ValueError)   no such layer, architecture, model …
+├── ConversionError                      a model of another format can't be converted
+│   └── UnsupportedOperatorError
+└── InferenceError                       a request to a served model failed
+    ├── ModelNotFoundError
+    ├── ModelNotReadyError
+    ├── QueueFullError
+    ├── DeadlineExceededError
+    ├── CancelledError
+    └── StoppingError                    the server has begun to stop
+
+A wrong dtype or type of argument raises the built-in TypeError.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "CancelledError",
+    "CheckpointError",
+    "ConversionError",
+    "ConvserveError",
+    "DatasetError",
+    "DeadlineExceededError",
+    "ImageError",
+    "InferenceError",
+    "ModelFileError",
+    "ModelNotFoundError",
+    "ModelNotReadyError",
+    "QueueFullError",
+    "ShapeError",
+    "StoppingError",
+    "UnknownNameError",
+    "UnsupportedOperatorError",
+]
+
+
+class ConvserveError(Exception):
+    """Base of every error that convserve raises on purpose."""
+
+
+class ShapeError(ConvserveError, ValueError):
+    """An array, a size or a layer does not fit; the message names the parameter and the rule."""
+
+
+class ModelFileError(ConvserveError, ValueError):
+    """A model file is missing, malformed, or of a newer format; names the file and the fault."""
+
+
+class DatasetError(ConvserveError, ValueError):
+    """A data set is missing, malformed or inconsistent."""
+
+
+class ImageError(ConvserveError, ValueError):
+    """An image can't be decoded, or is over the pixel limit."""
+
+
+class CheckpointError(ConvserveError):
+    """A training checkpoint can't be written, read, or does not belong to this run."""
+
+
+class UnknownNameError(ConvserveError, ValueError):
+    """A name (layer, architecture, output) that does not exist; lists the ones that do."""
+
+
+class ConversionError(ConvserveError):
+    """A model of another format can't be converted."""
+
+
+class UnsupportedOperatorError(ConversionError):
+    """A model holds operators that convserve does not have; the message lists all of them."""
+
+
+class InferenceError(ConvserveError):
+    """A request to a served model failed."""
+
+
+class ModelNotFoundError(InferenceError):
+    """No model, or no version, of that name."""
+
+
+class ModelNotReadyError(InferenceError):
+    """The model exists and is not ready to serve."""
+
+
+class QueueFullError(InferenceError):
+    """The model's request queue is at its bound."""
+
+
+class DeadlineExceededError(InferenceError):
+    """The request's deadline passed before its work began."""
+
+
+class CancelledError(InferenceError):
+    """The caller went away before its work began."""
+
+
+class StoppingError(InferenceError):
+    """The server has begun to stop and takes no new requests."""

@@ -1,0 +1,114 @@
+/* The C kernels' common vocabulary: layouts, layer descriptions, and the table of functions that
+ * each instruction set fills.
+ *
+ * Blocked layout (NCHWc): one image of C channels is stored as ceil(C / b) planes of H rows of W
+ * pixels of b floats, b = cs_kernels.block. Row and plane strides are free, so that a tensor may
+ * carry a halo (the zero padding that the next convolution reads) or be a part of a concatenation.
+ * The last block's surplus channels hold finite but otherwise arbitrary values that nobody reads.
+ * Strides and sizes count floats. All functions are single-threaded: callers split the work by
+ * output ranges, never by a reduction, so that the bits do not depend on the number of threads.
+ */
+#ifndef CS_H
+#define CS_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+enum cs_activation { CS_LINEAR = 0, CS_RELU = 1 };
+
+/* A run of output-channel blocks that one call of the micro-kernel computes together, and the range
+ * of input planes that it reads (all of them, or its group's). */
+typedef struct cs_conv_tile {
+    int32_t block, blocks;      /* first output block, number of output blocks */
+    int32_t plane, planes;      /* first input plane, number of input planes */
+    int64_t weight;             /* offset of the packed weights: [planes][kh][kw][inner][blocks * b] */
+} cs_conv_tile;
+
+/* A convolution whose input already holds its padding.
+ * `inner` consecutive floats of x are multiplied with `inner` consecutive weight vectors: the
+ * channels of a block in the blocked layout, or the taps of a filter row in NCHW. */
+typedef struct cs_conv {
+    int32_t oh, ow;
+    int32_t kh, kw;             /* filter rows and columns to walk (kw = 1 where inner covers a row) */
+    int32_t inner, inner_last;  /* floats a plane; floats of the last plane of the tensor */
+    int32_t last_plane;         /* index of that plane */
+    int32_t activation;
+    int64_t x_plane, x_kh, x_kw, x_px, x_oh; /* steps of x: plane, filter row and column, output pixel and row */
+    int64_t y_block, y_row, y_px;
+    int64_t r_block, r_row, r_px;            /* the residual that is added before the activation */
+    int32_t tiles;
+    const cs_conv_tile *tile;
+} cs_conv;
+
+/* Depthwise: one filter a channel; x holds its padding, all tensors are blocked. */
+typedef struct cs_depthwise {
+    int32_t oh, ow, kh, kw, activation;
+    int64_t x_plane, x_kh, x_kw, x_px, x_oh;
+    int64_t y_block, y_row;
+} cs_depthwise;
+
+/* Weight gradient of one filter tap: sums over all images and output pixels. */
+typedef struct cs_wgrad {
+    int64_t n, oh, ow;
+    int64_t x_image, x_oh, x_px;
+    int64_t g_image, g_row, g_block;   /* gradient of the output, blocked */
+} cs_wgrad;
+
+/* Pooling over a blocked tensor without halo: windows are clipped to the input.
+ * pb and pr matter only to the divisor of an average that counts padding. */
+typedef struct cs_pool {
+    int32_t h, w, oh, ow, kh, kw, sh, sw, pt, pl, pb, pr;
+    int32_t count_padding;
+    int64_t x_row, x_plane, y_row, y_plane;
+} cs_pool;
+
+/* y = activation(a * scale[c] + shift[c]) or activation(a + b): per-pixel work on blocked tensors. */
+typedef struct cs_pointwise {
+    int32_t h, w, activation;
+    int64_t a_row, a_plane, b_row, b_plane, y_row, y_plane;
+} cs_pointwise;
+
+typedef struct cs_kernels {
+    const char *isa;
+    int32_t block;
+
+    /* How many output blocks one tile takes, for a layer of ow pixels a row and `blocks` blocks. */
+    int (*conv_tile_blocks)(int ow, int blocks);
+    /* Rows [oh0, oh1) of tile t of one image. x points at the first padded pixel, r may be NULL.
+     * w and bias are packed; bias holds blocks * b floats for all output channels. */
+    void (*conv)(const cs_conv *p, int t, int oh0, int oh1, const float *x, const float *w,
+                 const float *bias, const float *r, float *y);
+    void (*depthwise)(const cs_depthwise *p, int block, int oh0, int oh1, const float *x,
+                      const float *w, const float *bias, float *y);
+    /* dw[inner][blocks * b] = sum x * g, for `inner` <= b channels and `blocks` <= 2 output blocks. */
+    void (*wgrad)(const cs_wgrad *p, int inner, int blocks, const float *x, const float *g, float *dw);
+
+    void (*max_pool)(const cs_pool *p, int block, int oh0, int oh1, const float *x, float *y);
+    void (*avg_pool)(const cs_pool *p, int block, int oh0, int oh1, const float *x, float *y);
+    /* y[b] = mean over the pixels of one block */
+    void (*global_avg_pool)(int h, int w, int64_t row, const float *x, float *y);
+    /* rows [h0, h1) of one block; the scale and shift pointers are at that block */
+    void (*scale_shift)(const cs_pointwise *p, int block, int h0, int h1, const float *a,
+                        const float *scale, const float *shift, float *y);
+    void (*add)(const cs_pointwise *p, int block, int h0, int h1, const float *a, const float *b, float *y);
+    /* one row of n contiguous floats */
+    void (*relu)(int64_t n, const float *x, float *y);
+    void (*softmax)(int64_t n, const float *x, float *y);
+
+    /* NCHW (any strides, in floats) -> rows [h0, h1) of one block; `channels` <= b are real, the rest 0 */
+    void (*pack)(int channels, int h0, int h1, int w, const float *x, int64_t x_c, int64_t x_h, int64_t x_w,
+                 float *y, int64_t y_row, int64_t y_px);
+    /* one block -> NCHW, C-contiguous rows: y_c floats between channels, y_h between rows */
+    void (*unpack)(int channels, int h0, int h1, int w, const float *x, int64_t x_row,
+                   float *y, int64_t y_c, int64_t y_h);
+
+    /* floating-point operations done by `rounds` of the densest multiply-add loop of this set */
+    double (*peak)(int64_t rounds, float *sink);
+} cs_kernels;
+
+/* The table for the name, or NULL where this build or this CPU does not have it. */
+const cs_kernels *cs_kernels_for(const char *isa);
+/* Names, best first; returns how many of them this CPU has. */
+int cs_available(const char **names, int room);
+
+#endif

@@ -1,0 +1,33 @@
+/* All kernels of one instruction set, and its table. Included by isa_*.c. */
+#include "vec.h"
+
+#include "conv.tmpl.h"
+#include "depthwise.tmpl.h"
+#include "layout.tmpl.h"
+#include "peak.tmpl.h"
+#include "pointwise.tmpl.h"
+#include "pool.tmpl.h"
+#include "wgrad.tmpl.h"
+
+#define CS_STRING2(x) #x
+#define CS_STRING(x) CS_STRING2(x)
+
+extern const cs_kernels CS_CAT(cs_kernels_, CS_ISA);
+const cs_kernels CS_CAT(cs_kernels_, CS_ISA) = {
+    .isa = CS_STRING(CS_ISA),
+    .block = CS_VL,
+    .conv_tile_blocks = conv_tile_blocks,
+    .conv = conv,
+    .depthwise = depthwise,
+    .wgrad = wgrad,
+    .max_pool = max_pool,
+    .avg_pool = avg_pool,
+    .global_avg_pool = global_avg_pool,
+    .scale_shift = scale_shift,
+    .add = add,
+    .relu = relu,
+    .softmax = softmax,
+    .pack = pack,
+    .unpack = unpack,
+    .peak = peak,
+};

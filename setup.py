@@ -1,0 +1,122 @@
+"""Builds the compiled kernels; all metadata is in pyproject.toml.
+
+The C micro-kernels are compiled once for each instruction set, each into a static library with its
+own flags, so that no instruction of a newer set can leak into the code that runs everywhere.
+`CONVSERVE_DEBUG=1` turns on bounds checks, C asserts and debug symbols.
+"""
+
+import os
+import platform
+import shutil
+from pathlib import Path
+
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+from setuptools.command.build_clib import build_clib
+from setuptools.command.build_ext import build_ext
+
+DEBUG = os.environ.get("CONVSERVE_DEBUG", "0") not in ("", "0")
+OPTIMISE = ["-O1", "-g", "-DCS_DEBUG=1"] if DEBUG else ["-O3", "-DNDEBUG"]
+# gnu11 and contraction: `a * b + c` may become one fused multiply-add where the set has one.
+CFLAGS = [*OPTIMISE, "-std=gnu11", "-ffp-contract=fast", "-fno-math-errno", "-fPIC", "-Wall", "-Wno-psabi"]
+ISA_FLAGS = {"base": []}
+if platform.machine() in ("x86_64", "AMD64"):
+    ISA_FLAGS["avx2"] = ["-mavx2", "-mfma"]
+    ISA_FLAGS["avx512"] = [
+        "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mprefer-vector-width=512",
+    ]  # fmt: skip
+ISA_DEFINES = [f"-DCS_HAVE_{isa.upper()}=1" for isa in ISA_FLAGS]
+HEADERS = sorted(str(p) for p in Path("kernels/csrc").glob("*.h"))
+
+
+def isa_library(isa):
+    source = f"kernels/csrc/isa_{isa}.c"
+    return (
+        f"convserve_{isa}",
+        {
+            "sources": [source],
+            "obj_deps": {"": HEADERS, source: HEADERS},
+            "include_dirs": ["kernels/csrc"],
+            "cflags": CFLAGS + ISA_FLAGS[isa],
+        },
+    )
+
+
+def extension(name, sources=(), libraries=()):
+    return Extension(
+        f"convserve.kernels.{name}",
+        [f"kernels/{name}.pyx", *sources],
+        include_dirs=["kernels/csrc"],
+        libraries=list(libraries),
+        depends=HEADERS,
+        extra_compile_args=[*CFLAGS, *ISA_DEFINES, "-fopenmp", "-Wno-unused-function"],
+        extra_link_args=["-fopenmp"],
+    )
+
+
+class BuildExt(build_ext):
+    """Builds the static libraries first, also for in-place and editable builds."""
+
+    def run(self):
+        self.run_command("build_clib")
+        super().run()
+
+
+class BuildClib(build_clib):
+    """Rebuilds a library whenever a header that it includes is newer."""
+
+    def check_library_list(self, libraries):
+        super().check_library_list(libraries)
+        newest = max(Path(h).stat().st_mtime for h in HEADERS)
+        for name, _ in libraries:
+            archive = Path(self.build_clib, f"lib{name}.a")
+            if archive.exists() and archive.stat().st_mtime < newest:
+                archive.unlink()
+                self.force = True
+
+
+def cimport_tree():
+    """Cython finds `convserve.kernels` by folder, not by package_dir: lay its .pxd out that way."""
+    root = Path("build/cimport")
+    package = root / "convserve" / "kernels"
+    package.mkdir(parents=True, exist_ok=True)
+    for folder in (package.parent, package):
+        (folder / "__init__.pxd").touch()
+    for pxd in Path("kernels").glob("*.pxd"):
+        target = package / pxd.name
+        if not target.exists() or target.read_bytes() != pxd.read_bytes():
+            shutil.copyfile(pxd, target)
+    return str(root)
+
+
+extensions = [
+    extension(
+        "_core",
+        ["kernels/csrc/dispatch.c"],
+        [f"convserve_{isa}" for isa in ISA_FLAGS],
+    ),
+    extension("_conv"),
+    extension("_dense"),
+    extension("_norm"),
+    extension("_pool"),
+    extension("_executor", ["kernels/csrc/executor.c", "kernels/csrc/team.c"]),
+]
+
+setup(
+    cmdclass={"build_ext": BuildExt, "build_clib": BuildClib},
+    libraries=[isa_library(isa) for isa in ISA_FLAGS],
+    ext_modules=cythonize(
+        [e for e in extensions if Path(e.sources[0]).exists()],
+        include_path=[cimport_tree()],
+        compiler_directives={
+            "language_level": 3,
+            "boundscheck": DEBUG,
+            "wraparound": False,
+            "cdivision": not DEBUG,
+            "initializedcheck": DEBUG,
+            "nonecheck": DEBUG,
+            "embedsignature": True,
+        },
+        annotate=DEBUG,
+    ),
+)
