@@ -1,0 +1,1 @@
+"""Numeric kernels on float32 arrays."""
