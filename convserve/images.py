@@ -1,0 +1,226 @@
+"""Image files and arrays to the raw pixels that a model's preprocessing asks for.
+
+    file, bytes, PIL image or array -> decode -> upright -> grey or RGB -> resize -> uint8[C, H, W]
+
+Everything that turns pictures into model input calls `to_pixels`: training on folders, local
+prediction, the command line and the server. The same file therefore gives the same pixels, and
+the same scores, wherever it is decoded.
+
+Pillow is imported on first use. No global Pillow state is read or changed, so any number of
+threads may decode at once, and Pillow gives the GIL away while it decodes and resizes.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
+
+import numpy as np
+
+from convserve.errors import ImageError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from PIL import Image
+
+    from convserve.model_file import Preprocessing
+
+__all__ = ["EXTENSIONS", "MAX_PIXELS", "ImageSource", "to_pixels"]
+
+ImageSource: TypeAlias = (
+    "bytes | bytearray | memoryview | str | os.PathLike[str] | Image.Image | NDArray[np.uint8]"
+)
+
+MAX_PIXELS = 64 * 1024 * 1024  # width x height, read from the header; 192 MiB as RGB
+# Only formats that Pillow decodes in its own C code or in one well-kept library: no PostScript,
+# PDF or the like, which start other programs.
+_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+EXTENSIONS = frozenset(
+    [".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".gif", ".bmp"]
+    + [".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm"]
+)
+_ORIENTATION = 0x0112  # the EXIF tag
+_CHANNELS = {"grey": 1, "rgb": 3}
+
+
+def to_pixels(
+    image: ImageSource, preprocessing: Preprocessing, *, max_pixels: int = MAX_PIXELS
+) -> NDArray[np.uint8]:
+    """Return `image` as uint8[C, H, W] with the size and colour that `preprocessing` names.
+
+    `image` is an encoded image (`bytes`), the path of one, a PIL image, or a uint8 array [H, W]
+    (grey), [H, W, 1], [H, W, 3] (RGB) or [H, W, 4] (RGBA). An array whose shape is exactly the
+    model's [C, height, width] and whose last axis is not 1, 3 or 4 is returned as it is.
+
+    Of an animation the first frame counts; EXIF orientation is applied; transparent parts are
+    laid over black; RGB becomes grey by ITU-R 601 luma; 16-bit grey is scaled to 8 bits; the
+    image is resized (stretched) only if its size differs, with antialiasing. A large JPEG file is
+    decoded at the smallest of 1/2, 1/4, 1/8 of its size that is still at least twice the size
+    asked for, which is several times faster.
+
+    Raises ImageError for what can't be read or decoded and for more than `max_pixels` pixels
+    (checked before anything is decoded), TypeError for another type or dtype.
+    """
+    if isinstance(image, np.ndarray):
+        ready = (_CHANNELS[preprocessing.colour], preprocessing.height, preprocessing.width)
+        if image.dtype == np.uint8 and image.shape == ready and ready[2] not in (1, 3, 4):
+            return np.ascontiguousarray(image)
+        picture, name = _from_array(image), "array"
+    elif isinstance(image, (bytes, bytearray, memoryview)):
+        name = "image"
+        return _read(io.BytesIO(image), name, preprocessing, max_pixels)
+    elif isinstance(image, (str, os.PathLike)):
+        name = os.fsdecode(image)
+        with _open_file(image, name) as file:
+            return _read(file, name, preprocessing, max_pixels)
+    else:
+        picture, name = _checked_picture(image), "image"
+    _check_size(picture, name, max_pixels)
+    return _convert(picture, name, preprocessing)
+
+
+def _open_file(path: str | os.PathLike[str], name: str) -> BinaryIO:
+    try:
+        # A pipe or a device could block or go on for ever.
+        if not stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116  (any PathLike; hot path)
+            raise ImageError(f"{name}: not a regular file")
+        return open(path, "rb")  # noqa: PTH123
+    except (OSError, ValueError) as error:  # ValueError: our own error, or a null in the name
+        if isinstance(error, ImageError):
+            raise
+        raise ImageError(f"{name}: {getattr(error, 'strerror', None) or error}") from error
+
+
+def _read(
+    file: BinaryIO, name: str, preprocessing: Preprocessing, max_pixels: int
+) -> NDArray[np.uint8]:
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        picture = Image.open(file, formats=_FORMATS)
+    except UnidentifiedImageError as error:
+        file.seek(0)
+        empty = not file.read(1)
+        raise ImageError(
+            f"{name}: the file is empty"
+            if empty
+            else f"{name}: not an image, or a damaged one (readable formats: {', '.join(_FORMATS)})"
+        ) from error
+    except Exception as error:
+        raise _fault(name, error) from error
+    _check_size(picture, name, max_pixels)
+    if picture.format in ("JPEG", "MPO"):
+        # Square, since the orientation may turn the image by 90 degrees later.
+        side = 2 * max(preprocessing.height, preprocessing.width)
+        picture.draft(None, (side, side))
+    return _convert(picture, name, preprocessing)
+
+
+def _check_size(picture: Image.Image, name: str, max_pixels: int) -> None:
+    width, height = picture.size
+    if width < 1 or height < 1:
+        raise ImageError(f"{name}: the image is empty ({width} x {height} pixels)")
+    if width * height > max_pixels:
+        raise ImageError(
+            f"{name}: {width} x {height} pixels are more than the limit of {max_pixels:,}"
+        )
+
+
+def _convert(picture: Image.Image, name: str, preprocessing: Preprocessing) -> NDArray[np.uint8]:
+    from PIL import Image
+
+    mode = "L" if _CHANNELS[preprocessing.colour] == 1 else "RGB"
+    size = (preprocessing.width, preprocessing.height)
+    try:
+        picture.load()
+        picture = _in_mode(_upright(picture), mode)
+        if picture.size != size:
+            picture = picture.resize(size, Image.Resampling[preprocessing.interpolation.upper()])
+        pixels: NDArray[np.uint8] = np.array(picture)  # [H, W] or [H, W, 3], a copy of our own
+    except ImageError as error:
+        raise ImageError(f"{name}: {error}") from None
+    except Exception as error:
+        raise _fault(name, error) from error
+    if mode == "L":
+        return pixels[np.newaxis]
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+def _fault(name: str, error: Exception) -> ImageError:
+    """Damaged data makes Pillow raise nearly every built-in exception: all mean the same here."""
+    detail = str(error) or type(error).__name__
+    return ImageError(f"{name}: the image can't be decoded: {detail}")
+
+
+def _upright(picture: Image.Image) -> Image.Image:
+    from PIL import ImageOps
+
+    # Reading EXIF costs as much as decoding a small image: look only where there is some.
+    if "exif" in picture.info or picture.format in ("MPO", "TIFF"):
+        turned = picture.getexif().get(_ORIENTATION, 1) != 1
+        return ImageOps.exif_transpose(picture) if turned else picture
+    return picture
+
+
+def _in_mode(picture: Image.Image, mode: str) -> Image.Image:
+    """Convert to 8-bit grey (`L`) or `RGB`, whatever Pillow made of the file."""
+    if picture.mode.startswith("I") or picture.mode == "F":
+        picture = _from_wide(picture)
+    if picture.mode == mode and "transparency" not in picture.info:
+        return picture
+    if picture.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in picture.info:
+        picture = _over_black(picture)
+    elif picture.mode not in ("1", "L", "RGB"):
+        picture = picture.convert("RGB")
+    return picture if picture.mode == mode else picture.convert(mode)
+
+
+def _over_black(picture: Image.Image) -> Image.Image:
+    from PIL import Image
+
+    layer = picture.convert("RGBA")
+    black = Image.new("RGBA", layer.size, (0, 0, 0, 255))
+    return Image.alpha_composite(black, layer).convert("RGB")
+
+
+def _from_wide(picture: Image.Image) -> Image.Image:
+    """Scale 16-bit grey to 8 bits: 0 to 0, 65535 to 255, rounded to the nearest."""
+    from PIL import Image
+
+    # Pillow reads 16-bit PNG and PPM as 16 or, in some versions, as 32-bit integers.
+    if not picture.mode.startswith("I;16") and picture.format not in ("PNG", "PPM"):
+        raise ImageError(
+            f"pixels of mode {picture.mode!r} have no agreed range; convert to 8 or 16 bits first"
+        )
+    values = np.asarray(picture).astype(np.int64)
+    return Image.fromarray(((values + 128) // 257).clip(0, 255).astype(np.uint8))
+
+
+def _from_array(array: NDArray[Any]) -> Image.Image:
+    from PIL import Image
+
+    if array.dtype != np.uint8:
+        raise TypeError(f"an image array must be uint8 (0-255), got {array.dtype}")
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[:, :, 0]
+    if not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))):
+        raise ImageError(
+            "an image array must be [H, W], [H, W, 1], [H, W, 3], [H, W, 4] or the model's own "
+            f"[C, H, W], got shape {array.shape}"
+        )
+    if array.size == 0:
+        raise ImageError(f"an image array must not be empty, got shape {array.shape}")
+    return Image.fromarray(np.ascontiguousarray(array))
+
+
+def _checked_picture(image: object) -> Image.Image:
+    from PIL import Image
+
+    if not isinstance(image, Image.Image):
+        raise TypeError(
+            "an image must be bytes, a path, a PIL image or a uint8 array, got "
+            f"{type(image).__name__}"
+        )
+    return image
