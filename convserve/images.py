@@ -36,11 +36,17 @@ ImageSource: TypeAlias = (
 MAX_PIXELS = 64 * 1024 * 1024  # width x height, read from the header; 192 MiB as RGB
 # Only formats that Pillow decodes in its own C code or in one well-kept library: no PostScript,
 # PDF or the like, which start other programs.
-_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
-EXTENSIONS = frozenset(
-    [".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".gif", ".bmp"]
-    + [".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm"]
-)
+_SUFFIXES = {
+    "PNG": (".png", ".apng"),
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
+    "WEBP": (".webp",),
+    "GIF": (".gif",),
+    "BMP": (".bmp",),
+    "TIFF": (".tif", ".tiff"),
+    "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
+}
+_FORMATS = tuple(_SUFFIXES)
+EXTENSIONS = frozenset(suffix for suffixes in _SUFFIXES.values() for suffix in suffixes)
 _ORIENTATION = 0x0112  # the EXIF tag
 _CHANNELS = {"grey": 1, "rgb": 3}
 

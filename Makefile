@@ -1,0 +1,75 @@
+# Everything happens in $(VENV); a stamp file there says which step is done, so that a second run
+# of any target is quick. The package is installed editable: only a change of compiled or generated
+# parts installs it again.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+# As in the [build-system] tables of pyproject.toml and clients/python/pyproject.toml.
+BUILD_TOOLS := 'setuptools>=77' wheel 'cython>=3.1' 'numpy>=2' 'grpcio-tools>=1.60'
+COMPILED := setup.py pyproject.toml $(wildcard kernels/*.pyx kernels/*.pxd kernels/csrc/*.[ch]) \
+	$(wildcard protos/*.proto clients/python/pyproject.toml clients/python/setup.py)
+EDITABLE := $(PIP) install --quiet --no-build-isolation -e clients/python -e
+
+.PHONY: help build test demo lint bench-layers clean distclean
+.DELETE_ON_ERROR:
+
+help:  ## show the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo 'Variables: PYTHON=python3.12 (to make the environment with), VENV=.venv'
+
+build: $(VENV)/.installed  ## make the environment, compile, install
+
+test: $(VENV)/.installed-test  ## install what the tests need, run them
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+demo: $(VENV)/.installed  ## train, serve, classify, draw: the whole job in a minute
+	$(BIN)/convserve demo --dir demo
+
+lint: $(VENV)/.installed-dev  ## format check, linters, types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/cython-lint kernels
+	$(BIN)/mypy
+
+bench-layers: $(VENV)/.installed  ## GFLOP/s of convolution layers, beside the measured peak
+	$(BIN)/convserve bench --layers
+
+clean:  ## remove what was built or drawn; the environment stays
+	rm -rf build dist demo .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -f kernels/*.c kernels/*.html kernels/*.so $(VENV)/.installed $(VENV)/.installed-*
+	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -exec rm -rf {} +
+
+distclean: clean  ## remove the environment too
+	rm -rf $(VENV) *.egg-info clients/python/src/*.egg-info
+
+# The checks turn three puzzling failures, minutes later, into one line now.
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
+		|| { echo 'Python 3.10 or newer is needed; choose one with make PYTHON=…'; exit 1; }
+	@$(PYTHON) -c 'import os, sysconfig as s, sys; \
+		sys.exit(not os.path.exists(os.path.join(s.get_path("include"), "Python.h")))' \
+		|| { echo 'Python.h is missing: install the headers (python3-dev, python3-devel)'; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' \
+		|| { echo 'The venv module is missing: install python3-venv'; exit 1; }
+	@command -v cc gcc clang > /dev/null \
+		|| { echo 'A C compiler is needed: install gcc or clang'; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.build-tools: $(BIN)/python
+	$(PIP) install --quiet $(BUILD_TOOLS)
+	touch $@
+
+$(VENV)/.installed: $(VENV)/.build-tools $(COMPILED)
+	$(EDITABLE) .
+	touch $@
+
+$(VENV)/.installed-test: $(VENV)/.installed
+	$(EDITABLE) '.[test]'
+	touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(EDITABLE) '.[dev]'
+	touch $@
