@@ -10,6 +10,7 @@ ConvserveError
 ├── ConversionError                      a model of another format can't be converted
 │   └── UnsupportedOperatorError
 └── InferenceError                       a request to a served model failed
+    ├── InvalidRequestError              the request itself is wrong
     ├── ModelNotFoundError
     ├── ModelNotReadyError
     ├── QueueFullError
@@ -31,6 +32,7 @@ __all__ = [
     "DeadlineExceededError",
     "ImageError",
     "InferenceError",
+    "InvalidRequestError",
     "ModelFileError",
     "ModelNotFoundError",
     "ModelNotReadyError",
@@ -82,6 +84,10 @@ class InferenceError(ConvserveError):
     """A request to a served model failed."""
 
 
+class InvalidRequestError(InferenceError):
+    """A request is malformed or does not fit the model; says what was expected and what came."""
+
+
 class ModelNotFoundError(InferenceError):
     """No model, or no version, of that name."""
 
@@ -92,6 +98,9 @@ class ModelNotReadyError(InferenceError):
 
 class QueueFullError(InferenceError):
     """The model's request queue is at its bound."""
+
+    retry_after: float = 0.1
+    """Seconds after which trying again makes sense."""
 
 
 class DeadlineExceededError(InferenceError):

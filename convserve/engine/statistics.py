@@ -1,0 +1,80 @@
+"""What a served model has done so far, as plain counters; exporters read a snapshot.
+
+Counting is on every request's path, so it costs an addition under a lock and no more. Durations
+are in nanoseconds. Names and meanings follow the inference protocol's ModelStatistics.
+"""
+
+from __future__ import annotations
+
+import copy
+import threading
+from bisect import bisect_left
+from dataclasses import dataclass, field
+
+__all__ = ["LATENCY_BUCKETS", "Counters", "Statistics"]
+
+# Upper bounds in seconds of the request-duration histogram; the last bucket is what lies beyond.
+LATENCY_BUCKETS = (
+    0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0,
+    10.0,
+)  # fmt: skip
+_BUCKETS_NS = tuple(round(bound * 1e9) for bound in LATENCY_BUCKETS)
+
+
+@dataclass
+class Counters:
+    """Totals since the model was loaded; durations are sums over requests."""
+
+    success: int = 0
+    failures: dict[str, int] = field(
+        default_factory=lambda: dict.fromkeys(("REJECTED", "CANCELED", "BACKEND", "OTHER"), 0)
+    )
+    inferences: int = 0  # images
+    executions: int = 0  # batches
+    request_ns: int = 0
+    queue_ns: int = 0
+    compute_input_ns: int = 0
+    compute_infer_ns: int = 0
+    compute_output_ns: int = 0
+    batch_sizes: dict[int, int] = field(default_factory=dict)  # images in a batch -> batches
+    latencies: list[int] = field(default_factory=lambda: [0] * (len(LATENCY_BUCKETS) + 1))
+
+
+class Statistics:
+    """The counters of one model version; safe to use from any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._counters = Counters()
+
+    def executed(
+        self, requests: int, images: int, queue: int, merge: int, infer: int, split: int
+    ) -> None:
+        """Count one batch: `queue` is the sum of its requests' waits, the rest its own times."""
+        with self._lock:
+            c = self._counters
+            c.executions += 1
+            c.inferences += images
+            c.queue_ns += queue
+            c.compute_input_ns += requests * merge
+            c.compute_infer_ns += requests * infer
+            c.compute_output_ns += requests * split
+            c.batch_sizes[images] = c.batch_sizes.get(images, 0) + 1
+
+    def succeeded(self, duration: int) -> None:
+        """Count one answered request, from its arrival to its answer."""
+        bucket = bisect_left(_BUCKETS_NS, duration)
+        with self._lock:
+            self._counters.success += 1
+            self._counters.request_ns += duration
+            self._counters.latencies[bucket] += 1
+
+    def failed(self, reason: str) -> None:
+        """Count one failed request: REJECTED, CANCELED, BACKEND or OTHER."""
+        with self._lock:
+            self._counters.failures[reason] += 1
+
+    def snapshot(self) -> Counters:
+        """A consistent copy."""
+        with self._lock:
+            return copy.deepcopy(self._counters)
