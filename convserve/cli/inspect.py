@@ -1,0 +1,152 @@
+"""`convserve inspect`: the layer table of a model, and what its convolutions save."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from convserve.cli._common import model_argument, printable
+from convserve.graph import Graph, LayerSummary, summarise
+from convserve.model_file import FORMAT_VERSION, ModelFile, load, weights_hash
+
+
+@click.command()
+@model_argument
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
+def command(model: Path, as_json: bool) -> None:
+    """Show a model's layers, sizes and costs.
+
+    For each layer of MODEL (an .npz file): its output's shape (channels × height × width), its
+    parameters, and its multiply-accumulates (MACs) for one image. Beside each convolution stands
+    what a dense layer from the same input to the same output would need.
+
+    \b
+    Keys of --json:
+      file, format_version, weights_hash, labels, preprocessing, provenance,
+      input    {name, shape}
+      outputs  [{name, layer, shape}]
+      layers   [{name, op, inputs, attributes, shape,
+                 parameters, macs, dense_parameters, dense_macs}]
+      totals   {parameters, macs, dense_parameters, dense_macs}
+    """
+    loaded = load(model)
+    if as_json:
+        click.echo(json.dumps(_description(model, loaded), indent=2))
+    else:
+        _print_table(model, loaded)
+
+
+def _description(path: Path, model: ModelFile) -> dict[str, Any]:
+    graph, rows = model.graph, summarise(model.graph)
+    return {
+        "file": str(path),
+        "format_version": FORMAT_VERSION,
+        "weights_hash": weights_hash(model.params),
+        "labels": model.labels,
+        "preprocessing": model.preprocessing and model.preprocessing.to_dict(),
+        "provenance": model.provenance,
+        "input": {"name": graph.input_name, "shape": graph.input_shape},
+        "outputs": [
+            {"name": name, "layer": layer, "shape": graph.shape(layer)}
+            for name, layer in graph.outputs.items()
+        ],
+        "layers": [
+            {**row._asdict(), "attributes": graph.node(row.name).op.attributes()} for row in rows
+        ],
+        "totals": _totals(rows),
+    }
+
+
+def _totals(rows: list[LayerSummary]) -> dict[str, int]:
+    return {
+        "parameters": sum(row.parameters for row in rows),
+        "macs": sum(row.macs for row in rows),
+        "dense_parameters": sum(row.dense_parameters for row in rows),
+        "dense_macs": sum(row.dense_macs for row in rows),
+    }
+
+
+def _print_table(path: Path, model: ModelFile) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    rows = summarise(model.graph)
+    totals = _totals(rows)
+    table = Table(title=printable(path), title_justify="left", show_footer=True)
+    table.add_column("layer", "total", no_wrap=True)
+    table.add_column("operator", no_wrap=True)
+    table.add_column("output", no_wrap=True)
+    for header, total in zip(
+        ("parameters", "MACs", "if dense: parameters", "if dense: MACs"),
+        totals.values(),
+        strict=True,
+    ):
+        table.add_column(header, f"{total:,}", justify="right")
+    table.add_row(printable(model.graph.input_name), "input", _dims(model.graph.input_shape))
+    for row in rows:
+        costs = (row.parameters, row.macs, row.dense_parameters, row.dense_macs)
+        table.add_row(
+            row.name, _operator(model.graph, row), _dims(row.shape), *(_count(n) for n in costs)
+        )
+    # In a pipe there is no width to keep to, and a cut name is worse than a long line.
+    console = Console(markup=False, highlight=False)
+    if not console.is_terminal:
+        console.width = 250
+    console.print(table)
+    for line in _notes(model, totals):
+        console.print(printable(line), soft_wrap=True)
+
+
+def _operator(graph: Graph, row: LayerSummary) -> str:
+    """The operator with what tells one convolution or pooling from another."""
+    attributes = graph.node(row.name).op.attributes()
+    window = attributes.get("kernel_size") or attributes.get("size")
+    if window is None:
+        return row.op
+    (h, w), (sh, sw) = window, attributes["stride"]
+    stride = f" stride {sh}" if sh == sw else f" stride {sh}×{sw}"
+    return f"{row.op} {h}×{w}{'' if (sh, sw) == (1, 1) else stride}"
+
+
+def _notes(model: ModelFile, totals: dict[str, int]) -> list[str]:
+    size = sum(array.nbytes for array in model.params.values())
+    lines = [f"weights         {size / 1e6:,.2f} MB, {weights_hash(model.params)}"]
+    if totals["dense_parameters"] > totals["parameters"]:
+        lines.append(
+            "convolutions    dense layers in their place would make it "
+            f"{totals['dense_parameters'] / totals['parameters']:,.0f} times the parameters and "
+            f"{totals['dense_macs'] / totals['macs']:,.0f} times the multiply-accumulates"
+        )
+    for name, layer in model.graph.outputs.items():
+        lines.append(f"output          {name}: {layer} {_dims(model.graph.shape(layer))}")
+    if model.labels is not None:
+        shown = ", ".join(model.labels[:10]) + (", …" if len(model.labels) > 10 else "")
+        lines.append(f"labels          {len(model.labels)}: {shown}")
+    if model.preprocessing is not None:
+        p = model.preprocessing
+        lines.append(
+            f"preprocessing   {p.height}×{p.width} {p.colour}, {p.interpolation}, "
+            f"mean {_numbers(p.mean)}, std {_numbers(p.std)}"
+        )
+    lines.extend(f"{key:<15} {_short(value)}" for key, value in model.provenance.items())
+    return lines
+
+
+def _dims(shape: tuple[int, ...]) -> str:
+    return "×".join(map(str, shape))
+
+
+def _count(number: int) -> str:
+    return f"{number:,}" if number else ""
+
+
+def _numbers(values: tuple[float, ...]) -> str:
+    return " ".join(f"{value:.4g}" for value in values)
+
+
+def _short(value: object) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 200 else f"{text[:199]}…"
