@@ -95,9 +95,10 @@ extensions = [
         ["kernels/csrc/dispatch.c"],
         [f"convserve_{isa}" for isa in ISA_FLAGS],
     ),
+    extension("_affine"),
     extension("_conv"),
-    extension("_dense"),
-    extension("_norm"),
+    extension("_packed"),
+    extension("_pointwise"),
     extension("_pool"),
     extension("_executor", ["kernels/csrc/executor.c", "kernels/csrc/team.c"]),
 ]

@@ -80,8 +80,9 @@ typedef struct cs_kernels {
                  const float *bias, const float *r, float *y);
     void (*depthwise)(const cs_depthwise *p, int block, int oh0, int oh1, const float *x,
                       const float *w, const float *bias, float *y);
-    /* dw[inner][blocks * b] = sum x * g, for `inner` <= b channels and `blocks` <= 2 output blocks. */
-    void (*wgrad)(const cs_wgrad *p, int inner, int blocks, const float *x, const float *g, float *dw);
+    /* dw[inner][blocks * b] += sum x * g for `blocks` <= 2 output blocks; rows of dw are ldw apart. */
+    void (*wgrad)(const cs_wgrad *p, int inner, int blocks, int ldw, const float *x, const float *g,
+                  float *dw);
 
     void (*max_pool)(const cs_pool *p, int block, int oh0, int oh1, const float *x, float *y);
     void (*avg_pool)(const cs_pool *p, int block, int oh0, int oh1, const float *x, float *y);
@@ -92,7 +93,6 @@ typedef struct cs_kernels {
                         const float *scale, const float *shift, float *y);
     void (*add)(const cs_pointwise *p, int block, int h0, int h1, const float *a, const float *b, float *y);
     /* one row of n contiguous floats */
-    void (*relu)(int64_t n, const float *x, float *y);
     void (*softmax)(int64_t n, const float *x, float *y);
 
     /* NCHW (any strides, in floats) -> rows [h0, h1) of one block; `channels` <= b are real, the rest 0 */

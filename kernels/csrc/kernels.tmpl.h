@@ -25,7 +25,6 @@ const cs_kernels CS_CAT(cs_kernels_, CS_ISA) = {
     .global_avg_pool = global_avg_pool,
     .scale_shift = scale_shift,
     .add = add,
-    .relu = relu,
     .softmax = softmax,
     .pack = pack,
     .unpack = unpack,

@@ -1,0 +1,161 @@
+"""The instruction set in use, the number of threads, and memory for the other compiled modules."""
+
+import os
+import time
+
+from cython.parallel cimport prange
+
+from libc.stdlib cimport free
+from libc.string cimport memset
+
+from convserve.errors import ConvserveError, ShapeError, UnknownNameError
+from convserve.kernels._arguments import integer, positive
+from convserve.kernels._cores import usable_cores
+
+cdef extern from "cs.h" nogil:
+    const cs_kernels *cs_kernels_for(const char *isa)
+    int cs_available(const char **names, int room)
+
+cdef extern from "stdlib.h" nogil:
+    int posix_memalign(void **memory, size_t alignment, size_t size)
+
+cdef const cs_kernels *in_use = NULL
+cdef int threads = 1
+
+
+cdef const cs_kernels *table() noexcept nogil:
+    return in_use
+
+
+cdef int thread_count() noexcept nogil:
+    return threads
+
+
+def available_isas():
+    """The instruction sets that this build and this CPU have, the best first: list[str]."""
+    cdef const char *names[8]
+    cdef int i
+    return [(<bytes>names[i]).decode() for i in range(cs_available(names, 8))]
+
+
+def isa():
+    """The instruction set in use: "avx512", "avx2" or "base"."""
+    return (<bytes>in_use.isa).decode()
+
+
+def use_isa(name):
+    """Switch to another instruction set; raises UnknownNameError where it is absent."""
+    global in_use
+    cdef const cs_kernels *found = cs_kernels_for(str(name).encode())
+    if found == NULL:
+        raise UnknownNameError(
+            f"instruction set {name!r} is not available; this build on this CPU has "
+            + ", ".join(available_isas())
+        )
+    in_use = found
+
+
+def block():
+    """Channels in one block of the blocked layout of the instruction set in use."""
+    return in_use.block
+
+
+def num_threads():
+    """How many threads the public functions use at the most."""
+    return threads
+
+
+def set_num_threads(n):
+    """Let the public functions use n threads (1 to 1024); the results are the same bits."""
+    global threads
+    n = integer(n, "set_num_threads: n", 1)
+    if n > 1024:
+        raise ShapeError(f"set_num_threads: n must be from 1 to 1024, got {n}")
+    threads = n
+
+
+def peak_gflops(threads=1, seconds=0.2):
+    """The highest multiply-add rate that this machine reaches, in GFLOP/s over all threads.
+
+    Runs a loop of independent multiply-adds on registers for about `seconds` and takes the best
+    of many short rounds.
+    """
+    cdef int64_t rounds = 400_000 // in_use.block
+    cdef int n = integer(threads, "peak_gflops: threads", 1), i
+    cdef double work = 0
+    cdef Buffer sinks = Buffer(<size_t>n * 64)
+    for i in range(n):
+        sinks.data[i * 64] = 1.0
+        sinks.data[i * 64 + 1] = 1e-3
+    best = 0.0
+    end = time.perf_counter() + positive(seconds, "peak_gflops: seconds")
+    while True:
+        start = time.perf_counter()
+        work = 0
+        for i in prange(n, nogil=True, num_threads=n, schedule="static", chunksize=1):
+            work += in_use.peak(rounds, sinks.data + i * 64)
+        now = time.perf_counter()
+        best = max(best, work / (now - start))
+        if now > end:
+            return best * 1e-9
+
+
+cdef class Buffer:
+    def __cinit__(self, size_t floats):
+        cdef void *memory = NULL
+        cdef size_t size = (floats * sizeof(float) + 64) // 64 * 64
+        if size < floats or posix_memalign(&memory, 64, size):
+            raise MemoryError(f"no memory for {floats} float32 values")
+        memset(memory, 0, size)
+        self.data = <float *>memory
+        self.floats = floats
+
+    def __dealloc__(self):
+        free(self.data)
+
+
+cdef list idle = []          # buffers that nobody uses, guarded by the GIL
+cdef size_t IDLE_FLOATS = 1 << 24   # keep 64 MiB at the most
+
+
+cdef Buffer borrow(size_t floats):
+    cdef Buffer buffer, best = None
+    for buffer in idle:
+        if buffer.floats >= floats and (best is None or buffer.floats < best.floats):
+            best = buffer
+    if best is None:
+        return Buffer(floats)
+    idle.remove(best)
+    return best
+
+
+cdef size_t kept_floats() except? 0:
+    cdef Buffer buffer
+    cdef size_t floats = 0
+    for buffer in idle:
+        floats += buffer.floats
+    return floats
+
+
+cdef int release(Buffer buffer) except -1:
+    idle.append(buffer)
+    while kept_floats() > IDLE_FLOATS:
+        idle.pop(0)   # the oldest
+    return 0
+
+
+def _choose():
+    """The best instruction set, or the one that CONVSERVE_ISA names."""
+    wanted = os.environ.get("CONVSERVE_ISA")
+    if not wanted:
+        return available_isas()[0]
+    if wanted not in available_isas():
+        raise ConvserveError(
+            f"CONVSERVE_ISA={wanted!r} is not available; this build on this CPU has "
+            + ", ".join(available_isas())
+        )
+    return wanted
+
+
+use_isa(_choose())
+set_num_threads(usable_cores())

@@ -1,0 +1,147 @@
+/* Direct convolution by register tiles of `nb` output blocks x `np` output pixels.
+ *
+ * An output is one chain of multiply-adds over (plane, filter row, filter column, inner), started at
+ * the bias, whatever the tile: its bits depend neither on the tile's shape nor on its neighbours.
+ * That is what makes results independent of the batch and of the number of threads. An affine layer
+ * is the same kernel with the images of a batch as its pixels. */
+
+#define CS_PX_MAX (CS_PX1 > CS_PX2 ? CS_PX1 : CS_PX2)
+#define CS_PX_ANY 6   /* widest tile where the pixel step is only known at run time */
+
+/* `step`: floats between pixels where the compiler may know them, 0 for p->x_px */
+CS_INLINE void conv_tile(const int nb, const int np, const int step, const cs_conv *p, int planes,
+                         int last, const float *x, const float *w, const float *bias,
+                         const float *r, float *y) {
+    vf acc[4][CS_PX_MAX];
+    const int64_t x_px = step ? step : p->x_px;
+#pragma GCC unroll 4
+    for (int b = 0; b < nb; b++)
+#pragma GCC unroll 16
+        for (int i = 0; i < np; i++)
+            acc[b][i] = v_load(bias + b * CS_VL);
+
+    for (int c = 0; c < planes; c++) {
+        const int inner = c == last ? p->inner_last : p->inner;
+        for (int kh = 0; kh < p->kh; kh++)
+            for (int kw = 0; kw < p->kw; kw++) {
+                const float *xr = x + c * p->x_plane + kh * p->x_kh + kw * p->x_kw;
+                for (int k = 0; k < inner; k++, w += nb * CS_VL) {
+                    vf wv[4];
+#pragma GCC unroll 4
+                    for (int b = 0; b < nb; b++)
+                        wv[b] = v_load(w + b * CS_VL);
+#pragma GCC unroll 16
+                    for (int i = 0; i < np; i++) {
+                        const vf xv = v_set(xr[i * x_px + k]);
+#pragma GCC unroll 4
+                        for (int b = 0; b < nb; b++)
+                            acc[b][i] += xv * wv[b];
+                    }
+                }
+            }
+    }
+
+#pragma GCC unroll 4
+    for (int b = 0; b < nb; b++)
+#pragma GCC unroll 16
+        for (int i = 0; i < np; i++) {
+            vf v = acc[b][i];
+            if (r)
+                v += v_load(r + b * p->r_block + i * p->r_px);
+            v_store(y + b * p->y_block + i * p->y_px, v_activate(v, p->activation));
+        }
+}
+
+typedef void conv_tile_fn(const cs_conv *p, int planes, int last, const float *x, const float *w,
+                          const float *bias, const float *r, float *y);
+
+/* one function a tile shape: conv_tile_<blocks>x<pixels>_<step> */
+#define CS_TILE(nb, np, name, step)                                                                \
+    static void conv_tile_##nb##x##np##_##name(const cs_conv *p, int planes, int last,             \
+                                               const float *x, const float *w, const float *bias,  \
+                                               const float *r, float *y) {                         \
+        conv_tile(nb, np, step, p, planes, last, x, w, bias, r, y);                                \
+    }
+#define CS_TILES6(nb, name, step)                                                                  \
+    CS_TILE(nb, 1, name, step) CS_TILE(nb, 2, name, step) CS_TILE(nb, 3, name, step)               \
+    CS_TILE(nb, 4, name, step) CS_TILE(nb, 5, name, step) CS_TILE(nb, 6, name, step)
+#define CS_TILES12(nb, name, step)                                                                 \
+    CS_TILES6(nb, name, step) CS_TILE(nb, 7, name, step) CS_TILE(nb, 8, name, step)                \
+    CS_TILE(nb, 9, name, step) CS_TILE(nb, 10, name, step) CS_TILE(nb, 11, name, step)             \
+    CS_TILE(nb, 12, name, step)
+#define CS_TILES14(nb, name, step)                                                                 \
+    CS_TILES12(nb, name, step) CS_TILE(nb, 13, name, step) CS_TILE(nb, 14, name, step)
+#define CS_ROW6(nb, name)                                                                          \
+    NULL, conv_tile_##nb##x1_##name, conv_tile_##nb##x2_##name, conv_tile_##nb##x3_##name,         \
+        conv_tile_##nb##x4_##name, conv_tile_##nb##x5_##name, conv_tile_##nb##x6_##name
+#define CS_ROW12(nb, name)                                                                         \
+    CS_ROW6(nb, name), conv_tile_##nb##x7_##name, conv_tile_##nb##x8_##name,                       \
+        conv_tile_##nb##x9_##name, conv_tile_##nb##x10_##name, conv_tile_##nb##x11_##name,         \
+        conv_tile_##nb##x12_##name
+#define CS_ROW14(nb, name)                                                                         \
+    CS_ROW12(nb, name), conv_tile_##nb##x13_##name, conv_tile_##nb##x14_##name
+
+/* steps: one block (stride 1), two blocks (stride 2), one float (NCHW, stride 1), any */
+#if CS_PX4
+#define CS_FAMILY(name, step)                                                                      \
+    CS_TILES14(1, name, step) CS_TILES14(2, name, step) CS_TILES6(4, name, step)
+#define CS_FAMILY_ROWS(name) {{CS_ROW14(1, name)}, {CS_ROW14(2, name)}, {CS_ROW6(4, name)}}
+#else
+#define CS_FAMILY(name, step) CS_TILES12(1, name, step) CS_TILES6(2, name, step)
+#define CS_FAMILY_ROWS(name) {{CS_ROW12(1, name)}, {CS_ROW6(2, name)}}
+#endif
+
+CS_FAMILY(blocked, CS_VL)
+CS_FAMILY(blocked2, 2 * CS_VL)
+CS_FAMILY(planar, 1)
+CS_TILES6(1, any, 0)
+CS_TILES6(2, any, 0)
+#if CS_PX4
+CS_TILES6(4, any, 0)
+#endif
+
+static conv_tile_fn *const conv_tiles[4][3][15] = {
+    CS_FAMILY_ROWS(blocked),
+    CS_FAMILY_ROWS(blocked2),
+    CS_FAMILY_ROWS(planar),
+#if CS_PX4
+    {{CS_ROW6(1, any)}, {CS_ROW6(2, any)}, {CS_ROW6(4, any)}},
+#else
+    {{CS_ROW6(1, any)}, {CS_ROW6(2, any)}},
+#endif
+};
+
+/* Few pixels a row leave registers for more output blocks, which reuse each broadcast. */
+static int conv_tile_blocks(int ow, int blocks) {
+    if (CS_PX4 && ow <= CS_PX4 && blocks >= 4)
+        return 4;
+    return blocks >= 2 ? 2 : 1;
+}
+
+static void conv(const cs_conv *p, int t, int oh0, int oh1, const float *x, const float *w,
+                 const float *bias, const float *r, float *y) {
+    const cs_conv_tile *tile = &p->tile[t];
+    const int size = tile->blocks == 4 ? 2 : tile->blocks - 1;
+    const int step = p->x_px == CS_VL ? 0 : p->x_px == 2 * CS_VL ? 1 : p->x_px == 1 ? 2 : 3;
+    const int widest = step == 3 ? CS_PX_ANY : (const int[]){CS_PX1, CS_PX2, CS_PX4}[size];
+    const int parts = (p->ow + widest - 1) / widest;
+    const int last = p->last_plane - tile->plane;
+    assert(tile->blocks == 1 || tile->blocks == 2 || (CS_PX4 && tile->blocks == 4));
+    assert(0 <= oh0 && oh1 <= p->oh);
+
+    x += tile->plane * p->x_plane;
+    w += tile->weight;
+    bias += (int64_t)tile->block * CS_VL;
+    y += tile->block * p->y_block;
+    if (r)
+        r += tile->block * p->r_block;
+    for (int oh = oh0; oh < oh1; oh++)
+        for (int i = 0; i < parts; i++) {
+            /* equal parts: a tail of one pixel would wait for its own multiply-adds */
+            const int ow = (int)((int64_t)p->ow * i / parts);
+            const int np = (int)((int64_t)p->ow * (i + 1) / parts) - ow;
+            conv_tiles[step][size][np](p, tile->planes, last, x + oh * p->x_oh + ow * p->x_px, w,
+                                       bias, r ? r + oh * p->r_row + ow * p->r_px : NULL,
+                                       y + oh * p->y_row + ow * p->y_px);
+        }
+}
