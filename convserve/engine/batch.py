@@ -1,7 +1,7 @@
 """Merge the requests that wait into one batch, and split the batch's results: no threads here.
 
-    waiting   a[2] b[1] c'[1] d[3]   (c' has another dtype)
-    select    a b d                  -> merge: x[6] -> compute -> y[6] -> split: a[2] b[1] d[3]
+waiting   a[2] b[1] c'[1] d[3]   (c' has another dtype)
+select    a b d                  -> merge: x[6] -> compute -> y[6] -> split: a[2] b[1] d[3]
 """
 
 from __future__ import annotations

@@ -71,7 +71,17 @@ class Request:
     while and after the request runs.
     """
 
-    __slots__ = ("_ended", "_error", "_lock", "_result", "arrival", "deadline", "key", "outputs", "x")
+    __slots__ = (
+        "_ended",
+        "_error",
+        "_lock",
+        "_result",
+        "arrival",
+        "deadline",
+        "key",
+        "outputs",
+        "x",
+    )
 
     def __init__(
         self, x: Array, *, outputs: Sequence[str] | None = None, deadline: float | None = None

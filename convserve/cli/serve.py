@@ -1,0 +1,183 @@
+"""`convserve serve`: models over gRPC until SIGTERM or SIGINT."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+
+import click
+
+from convserve.cli._common import threads_option
+
+_MIB = 1024 * 1024
+_PORT = click.IntRange(0, 65535)
+
+
+@click.command()
+@click.argument("model", required=False, type=click.Path(path_type=Path))
+@click.option(
+    "--model-repository",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Serve the highest version of each model in DIR/<model>/<version>/model.npz.",
+)
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", type=_PORT, default=8001, show_default=True, help="gRPC; 0: a free port.")
+@click.option(
+    "--metrics-port",
+    type=_PORT,
+    default=8002,
+    show_default=True,
+    help="/metrics, /healthz and /readyz over HTTP; 0: a free port.",
+)
+@threads_option
+@click.option(
+    "--max-batch-size",
+    type=click.IntRange(1, 65536),
+    default=64,
+    show_default=True,
+    help="Images in a request, and in a batch that requests share.",
+)
+@click.option(
+    "--max-queue-delay-us",
+    type=click.IntRange(0, 60_000_000),
+    default=0,
+    show_default=True,
+    help="Microseconds that a batch which is not full may wait for more requests.",
+)
+@click.option(
+    "--max-queue-size",
+    type=click.IntRange(1, 100_000),
+    default=1024,
+    show_default=True,
+    help="Requests that may wait for a model; more are turned away.",
+)
+@click.option(
+    "--max-message-mb",
+    type=click.IntRange(1, 2047),
+    default=64,
+    show_default=True,
+    help="Largest request, in MiB.",
+)
+@click.option(
+    "--max-pixels",
+    type=click.IntRange(1),
+    default=64 * _MIB,
+    show_default=True,
+    help="Largest encoded image, width × height.",
+)
+@click.option(
+    "--exit-timeout",
+    type=click.FloatRange(0, 3600),
+    default=30.0,
+    show_default=True,
+    help="Seconds that accepted requests have to end after SIGTERM or Ctrl-C.",
+)
+@click.option(
+    "--log-level",
+    type=click.Choice(["debug", "info", "warning", "error"]),
+    default="info",
+    show_default=True,
+    help="What to log, on standard error.",
+)
+def command(
+    model: Path | None,
+    model_repository: Path | None,
+    host: str,
+    port: int,
+    metrics_port: int,
+    threads: int | None,
+    max_batch_size: int,
+    max_queue_delay_us: int,
+    max_queue_size: int,
+    max_message_mb: int,
+    max_pixels: int,
+    exit_timeout: float,
+    log_level: str,
+) -> int:
+    """Serve MODEL (an .npz file), or a directory of models, over gRPC.
+
+    Speaks the Open Inference Protocol v2: convserve_client, tritonclient and other clients of that
+    protocol can call it. When it can be called, one line appears on standard output:
+
+    \b
+      ready grpc=HOST:PORT metrics=HOST:PORT model=NAME[,NAME...]
+
+    SIGTERM or Ctrl-C stops it: requests that were accepted are answered, new ones are not taken.
+    Exit status 0 if that was done within --exit-timeout, else 1. A second signal stops it at once.
+    """
+    if (model is None) == (model_repository is None):
+        raise click.UsageError("give either MODEL or --model-repository DIR")
+    path = model_repository or model
+    assert path is not None
+    if model_repository is not None and not path.is_dir():
+        raise click.UsageError(f"--model-repository: {path} is not a directory")
+    if model is not None and path.is_dir():
+        raise click.UsageError(f"{path} is a directory: use --model-repository {path}")
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=log_level.upper(),
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+    )
+
+    from convserve.engine.repository import ModelRepository
+    from convserve.engine.scheduler import Batching
+    from convserve.serving.server import Options, Server
+
+    batching = Batching(
+        max_batch_size=max_batch_size,
+        max_queue_delay=max_queue_delay_us * 1e-6,
+        max_queue_size=max_queue_size,
+    )
+    repository = ModelRepository.open(path, batching=batching, threads=threads)
+    signals = _Signals()
+    server = Server(
+        repository,
+        Options(
+            host=host,
+            port=port,
+            metrics_port=metrics_port,
+            max_message_bytes=max_message_mb * _MIB,
+            max_pixels=max_pixels,
+            decode_threads=threads,
+        ),
+    )
+    address = f"[{host}]" if ":" in host else host
+    names = ",".join(served.name for served in repository.models())
+    click.echo(
+        f"ready grpc={address}:{server.port} metrics={address}:{server.metrics_port} model={names}"
+    )
+    sys.stdout.flush()
+    signals.wait()
+    if server.stop(exit_timeout):
+        return 0
+    logging.getLogger(__name__).error("Exit timeout expired. Exiting immediately.")
+    logging.shutdown()
+    os._exit(1)  # threads that still compute can't be ended in any other way
+
+
+class _Signals:
+    """The first SIGTERM or SIGINT ends `wait()`; the second ends the process on the spot.
+
+    A pipe carries the news: unlike a lock, writing to one is safe wherever a signal strikes.
+    """
+
+    def __init__(self) -> None:
+        self._reader, self._writer = os.pipe()
+        self._seen = False
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._handle)
+
+    def _handle(self, _number: int, _frame: FrameType | None) -> None:
+        if self._seen:
+            os._exit(1)
+        self._seen = True
+        os.write(self._writer, b"!")
+
+    def wait(self) -> None:
+        """Block until the first signal."""
+        os.read(self._reader, 1)

@@ -1,0 +1,140 @@
+"""The composition root: a repository behind gRPC and HTTP, started and stopped in order.
+
+Transport: grpcio's synchronous server. Bare echo of 3 KB on 2 cores: sync 375 us serial and 4,100
+to 5,100 calls a second at 32 in flight, aio 430 us and 2,100. What speaks against it, that calls
+hold threads, is met by three pools: inferences, reflection streams, and all the rest.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+from convserve.engine.repository import ModelRepository
+from convserve.errors import ConvserveError
+from convserve.images import MAX_PIXELS
+from convserve.serving import metrics, reflection
+from convserve.serving.images import ImageDecoder
+from convserve.serving.servicer import Servicer
+
+__all__ = ["Options", "Server"]
+
+_log = logging.getLogger(__name__)
+_SPARE_THREADS = 32  # calls that are parsed, checked, rejected or sent while all others wait
+_CONTROL_THREADS = 16
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to serve; port 0 takes a free port."""
+
+    host: str = "127.0.0.1"
+    port: int = 8001
+    metrics_port: int = 8002
+    max_message_bytes: int = 64 * 1024 * 1024
+    max_pixels: int = MAX_PIXELS  # of an encoded image
+    decode_threads: int | None = None  # None: as many as cores
+
+
+class Server:
+    """Serves a repository from construction until `stop()`; `port`, `metrics_port` are real.
+
+    Raises ConvserveError if an address can't be listened on.
+    """
+
+    def __init__(self, repository: ModelRepository, options: Options | None = None) -> None:
+        options = options or Options()
+        self._repository = repository
+        workers = options.decode_threads or len(os.sched_getaffinity(0))
+        self._decoder = ImageDecoder(workers, max_pixels=options.max_pixels)
+        self._servicer = Servicer(repository, self._decoder)
+        limits = [served.scheduler.batching for served in repository.models()]
+        waiting = sum(limit.max_queue_size + limit.max_batch_size for limit in limits)
+        self._infer_pool = ThreadPoolExecutor(
+            waiting + self._decoder.max_requests + _SPARE_THREADS, thread_name_prefix="infer"
+        )
+        self._control_pool = ThreadPoolExecutor(_CONTROL_THREADS, thread_name_prefix="control")
+        self._reflection_pool = ThreadPoolExecutor(4, thread_name_prefix="reflection")
+        self._health = health.HealthServicer()
+        self._grpc = self._make_grpc(options)
+        self.host = options.host
+        self.port = self._bind(options)
+        try:
+            self._metrics = metrics.MetricsServer(
+                options.host,
+                options.metrics_port,
+                metrics.registry(repository),
+                lambda: self._servicer.ready,
+            )
+        except OSError as error:
+            raise _cannot_listen(options.host, options.metrics_port, error) from None
+        self.metrics_port = self._metrics.port
+        self._grpc.start()
+        for served in repository.models():
+            self._health.set(served.name, health_pb2.HealthCheckResponse.SERVING)
+        self._servicer.ready = True
+
+    def _make_grpc(self, options: Options) -> grpc.Server:
+        server = grpc.server(
+            self._control_pool,
+            options=[
+                ("grpc.max_receive_message_length", options.max_message_bytes),
+                ("grpc.max_send_message_length", -1),
+                ("grpc.so_reuseport", 0),  # a second server on the port must fail
+                # Clients may ping every 10 s, and without calls; gRPC's defaults disconnect them.
+                ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+                ("grpc.keepalive_permit_without_calls", 1),
+            ],
+        )
+        server.add_generic_rpc_handlers(
+            (self._servicer.handler(self._infer_pool), reflection.handler(self._reflection_pool))
+        )
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        return server
+
+    def _bind(self, options: Options) -> int:
+        # gRPC says only that it failed; a plain bind of the same kind says why.
+        family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
+        try:
+            with socket.socket(family, socket.SOCK_STREAM) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind((options.host, options.port))
+        except (OSError, OverflowError) as error:
+            raise _cannot_listen(options.host, options.port, error) from None
+        host = f"[{options.host}]" if family == socket.AF_INET6 else options.host
+        try:
+            return int(self._grpc.add_insecure_port(f"{host}:{options.port}"))
+        except RuntimeError as error:
+            raise _cannot_listen(options.host, options.port, error) from None
+
+    def stop(self, timeout: float) -> bool:
+        """Stop gracefully: not ready, no new inferences, the accepted ones answered, all closed.
+
+        Returns whether every accepted inference was answered within `timeout` seconds; if not,
+        threads may still be computing.
+        """
+        deadline = time.monotonic() + timeout
+        self._servicer.ready = False
+        self._health.enter_graceful_shutdown()
+        _log.info("stopping: waiting for accepted requests, at most %g s", timeout)
+        drained = self._servicer.drain(timeout)
+        drained &= self._repository.stop(max(deadline - time.monotonic(), 0.0))
+        # What is still open are Watch and reflection streams, which never end by themselves.
+        self._grpc.stop(grace=0.2 if drained else None).wait(1.0)
+        self._metrics.close()
+        self._decoder.close()
+        for pool in (self._infer_pool, self._control_pool, self._reflection_pool):
+            pool.shutdown(wait=False, cancel_futures=True)
+        return drained
+
+
+def _cannot_listen(host: str, port: int, error: Exception) -> ConvserveError:
+    reason = getattr(error, "strerror", None) or str(error)
+    return ConvserveError(f"cannot listen on {host}:{port}: {reason}")
