@@ -248,11 +248,11 @@ class Graph:
         return f"{listed}, … ({len(names)} in all)" if len(names) > 50 else listed
 
     def _free_name(self, prefix: str) -> str:
-        while True:
-            self._counts[prefix] = self._counts.get(prefix, 0) + 1
-            name = f"{prefix}{self._counts[prefix]}"
-            if name not in self._consumers:
-                return name
+        count = self._counts.get(prefix, 1)
+        while f"{prefix}{count}" in self._consumers:
+            count += 1
+        self._counts[prefix] = count  # all below are taken
+        return f"{prefix}{count}"
 
     def _check_name(self, name: str) -> str:
         if not isinstance(name, str):

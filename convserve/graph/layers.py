@@ -319,10 +319,11 @@ class Dropout(Operator):
     rate: float = 0.5
 
     def __post_init__(self) -> None:
-        rate = self.rate if self.rate == 0 else positive(self.rate, "rate")
-        if isinstance(rate, bool) or not rate < 1:
+        zero = not isinstance(self.rate, bool) and self.rate == 0
+        rate = 0.0 if zero else positive(self.rate, "rate")
+        if rate >= 1:
             raise ShapeError(f"rate must be at least 0 and below 1, got {self.rate}")
-        self._set(rate=float(rate))
+        self._set(rate=rate)
 
 
 @dataclass(frozen=True)
