@@ -1,0 +1,58 @@
+"""Images with labels, from where people keep them.
+
+    load(None)            the embedded sample of MNIST      sample
+    load("mnist:DIR")     IDX files, gzipped or not         idx
+    load("cifar10:DIR")   binary or Python batches          cifar10
+    load("folder:DIR")    a folder of images a class        folder
+    load("npz:FILE")      arrays x and y                    npz
+        │
+    Dataset               uint8 splits, labels, preprocessing
+
+Everything is in memory as uint8 [N, C, H, W]; what the network sees is made from it batch by batch.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from convserve.datasets.base import Dataset, Split
+from convserve.datasets.cifar10 import load_cifar10
+from convserve.datasets.folder import load_folder
+from convserve.datasets.idx import load_mnist
+from convserve.datasets.npz import load_npz
+from convserve.datasets.sample import load_sample
+from convserve.errors import DatasetError
+
+__all__ = ["Dataset", "Split", "load"]
+
+_READERS = {"cifar10": load_cifar10, "folder": load_folder, "mnist": load_mnist, "npz": load_npz}
+
+
+def load(
+    spec: str | None = None,
+    *,
+    validation: float | None = None,
+    seed: int = 0,
+    image_size: tuple[int, int] | None = None,
+) -> Dataset:
+    """The data set that `spec` names: None, mnist:DIR, cifar10:DIR, folder:DIR or npz:FILE.
+
+    validation: the share of every class's training images to hold out (None: none), chosen by
+    `seed`. image_size: (height, width) to which a folder's images are resized; other sources have
+    a size of their own. Raises DatasetError for every fault, and before any training begins.
+    """
+    if image_size is not None and (spec is None or not spec.startswith("folder:")):
+        raise DatasetError("image size can only be set for folder:DIR; other data have their own")
+    if spec is None:
+        return load_sample(validation=validation, seed=seed)
+    kind, colon, place = spec.partition(":")
+    if kind not in _READERS or not colon or not place:
+        raise DatasetError(
+            f"data must be one of mnist:DIR, cifar10:DIR, folder:DIR, npz:FILE "
+            f"(or nothing, for the embedded sample), not {spec!r}"
+        )
+    path = Path(place).expanduser()
+    name = f"{kind}:{path.resolve().name}"
+    if image_size is not None:
+        return load_folder(path, name, validation=validation, seed=seed, image_size=image_size)
+    return _READERS[kind](path, name, validation=validation, seed=seed)

@@ -1,0 +1,171 @@
+"""What every data set becomes: uint8 images NCHW, integer labels, and the preprocessing to store.
+
+    reader → build(train, test, …) → [stratified hold-out] → mean and std of what is left → Dataset
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from convserve.errors import DatasetError
+from convserve.model_file import Preprocessing
+
+__all__ = ["Dataset", "Split", "build", "channel_statistics", "stratified_split"]
+
+Pixels = NDArray[np.uint8]
+Labels = NDArray[np.int64]
+
+# Images per histogram pass: keeps the index array that bincount makes within the L2/L3 caches.
+STATISTICS_CHUNK = 512
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """One part of a data set: `x` uint8 [N, C, H, W] of raw 0–255 pixels, `y` int64 [N]."""
+
+    x: Pixels
+    y: Labels
+
+    def __post_init__(self) -> None:
+        if self.x.dtype != np.uint8 or self.x.ndim != 4:
+            raise DatasetError(f"x must be uint8 [N, C, H, W], not {self.x.dtype} {self.x.shape}")
+        if self.y.dtype != np.int64 or self.y.shape != self.x.shape[:1]:
+            raise DatasetError(
+                f"y must be int64 [{len(self.x)}], a label an image, "
+                f"not {self.y.dtype} {self.y.shape}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def take(self, rows: NDArray[np.int64]) -> Split:
+        """The images at `rows`, copied."""
+        return Split(self.x[rows], self.y[rows])
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Training images with what may stand beside them, class names and preprocessing.
+
+    `validation` is what was held out of the training images on request; `test` is what the source
+    itself sets apart. `notes` tells a person what the reader decided on its own.
+    """
+
+    name: str
+    train: Split
+    validation: Split | None
+    test: Split | None
+    labels: tuple[str, ...]
+    preprocessing: Preprocessing
+    notes: tuple[str, ...] = ()
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of an image."""
+        _, channels, height, width = self.train.x.shape
+        return channels, height, width
+
+
+def build(
+    name: str,
+    train: Split,
+    test: Split | None,
+    labels: tuple[str, ...],
+    *,
+    validation: float | None,
+    seed: int,
+    notes: tuple[str, ...] = (),
+) -> Dataset:
+    """Check the splits against each other, hold validation images out, measure mean and std.
+
+    The test images take no part in the mean and std, nor do those held out.
+    """
+    for part, split in (("training", train), ("test", test)):
+        if split is not None:
+            _check_split(name, part, split, labels)
+    if test is not None and test.x.shape[1:] != train.x.shape[1:]:
+        raise DatasetError(
+            f"{name}: test images are {test.x.shape[1:]} and training images {train.x.shape[1:]}"
+            " (channels, height, width); they must be equal"
+        )
+    counts = np.bincount(train.y, minlength=len(labels))
+    if not counts.all():
+        empty = [labels[i] for i in np.flatnonzero(counts == 0)[:10]]
+        raise DatasetError(f"{name}: no training image of class {', '.join(empty)}")
+    held_out = None
+    if validation is not None:
+        kept_rows, held_rows = stratified_split(train.y, validation, seed)
+        train, held_out = train.take(kept_rows), train.take(held_rows)
+    mean, std = channel_statistics(train.x)
+    _, channels, height, width = train.x.shape
+    preprocessing = Preprocessing(
+        height=height,
+        width=width,
+        colour="grey" if channels == 1 else "rgb",
+        mean=mean,
+        std=std,
+    )
+    return Dataset(name, train, held_out, test, labels, preprocessing, notes)
+
+
+def _check_split(name: str, part: str, split: Split, labels: tuple[str, ...]) -> None:
+    if len(split) == 0:
+        raise DatasetError(f"{name}: there are no {part} images")
+    if split.x.shape[1] not in (1, 3) or 0 in split.x.shape:
+        raise DatasetError(
+            f"{name}: {part} images are {split.x.shape[1:]}; channels must be 1 (grey) or 3 (RGB)"
+            " and no side may be 0"
+        )
+    low, high = int(split.y.min()), int(split.y.max())
+    if low < 0 or high >= len(labels):
+        raise DatasetError(
+            f"{name}: {part} labels go from {low} to {high}; "
+            f"with {len(labels)} classes they must be in 0..{len(labels) - 1}"
+        )
+
+
+def stratified_split(
+    y: Labels, fraction: float, seed: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Rows to keep and rows to hold out: `fraction` of every class, chosen by `seed`, both sorted.
+
+    Each class gives at least one image and keeps at least one. Raises DatasetError for a fraction
+    outside 0 < fraction < 1, or a class of fewer than two images.
+    """
+    if not 0.0 < fraction < 1.0:
+        raise DatasetError(f"validation must be a fraction between 0 and 1, not {fraction}")
+    rng = np.random.default_rng([seed, 0x5B117])
+    held = np.zeros(len(y), bool)
+    for label in np.unique(y):
+        rows = np.flatnonzero(y == label)
+        if len(rows) < 2:
+            raise DatasetError(
+                f"class {label} has {len(rows)} image: validation needs at least 2 of every class"
+            )
+        count = min(max(round(len(rows) * fraction), 1), len(rows) - 1)
+        held[rng.permutation(rows)[:count]] = True
+    return np.flatnonzero(~held), np.flatnonzero(held)
+
+
+def channel_statistics(x: Pixels) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel on the 0–1 scale, exact (from histograms).
+
+    A channel of one constant value gets a standard deviation of 1, as there is nothing to scale.
+    """
+    levels = np.arange(256) / 255.0
+    means, stds = [], []
+    for channel in range(x.shape[1]):
+        histogram = np.zeros(256, np.int64)
+        for start in range(0, len(x), STATISTICS_CHUNK):
+            part = x[start : start + STATISTICS_CHUNK, channel]
+            histogram += np.bincount(part.ravel(), minlength=256)
+        share = histogram / histogram.sum()
+        mean = float(share @ levels)
+        variance = float(share @ (levels - mean) ** 2)
+        constant = np.count_nonzero(histogram) == 1
+        means.append(mean)
+        stds.append(1.0 if constant else variance**0.5)
+    return tuple(means), tuple(stds)
