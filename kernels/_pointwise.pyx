@@ -21,7 +21,7 @@ cdef Py_ssize_t CHUNK = 1 << 13
 
 def relu(x):
     """max(x, 0) of each element: float32 of any shape -> float32 of that shape. NaN stays NaN."""
-    x = float32_array(x, "x")
+    x = float32_array(x, "relu: x")
     y = np.empty(x.shape, np.float32)
     cdef const float[::1] xv = flat(x)
     cdef float[::1] yv = y.reshape(-1)
@@ -35,8 +35,8 @@ def relu(x):
 
 def relu_backward(grad, x):
     """Gradient of relu: grad where x is above 0 (or NaN), else 0. grad and x have one shape."""
-    x = float32_array(x, "x")
-    grad = float32_shaped(grad, "grad", x.shape, "that of x")
+    x = float32_array(x, "relu_backward: x")
+    grad = float32_shaped(grad, "relu_backward: grad", x.shape, "that of x")
     dx = np.empty(x.shape, np.float32)
     cdef const float[::1] xv = flat(x), gv = flat(grad)
     cdef float[::1] dxv = dx.reshape(-1)
@@ -55,7 +55,7 @@ def softmax(x):
 
     Stable: the row's largest value is taken off first. A row that holds a NaN becomes NaN.
     """
-    x = float32_array(x, "x", 2)
+    x = float32_array(x, "softmax: x", 2)
     y = np.empty(x.shape, np.float32)
     cdef const float[:, ::1] xv = np.ascontiguousarray(x)
     cdef float[:, ::1] yv = y
@@ -68,8 +68,8 @@ def softmax(x):
 
 def softmax_backward(grad, x):
     """Gradient of softmax: grad and x float32 [N, K] -> dx float32 [N, K]."""
-    x = float32_array(x, "x", 2)
-    grad = float32_shaped(grad, "grad", x.shape, "that of x")
+    x = float32_array(x, "softmax_backward: x", 2)
+    grad = float32_shaped(grad, "softmax_backward: grad", x.shape, "that of x")
     dx = softmax(x)
     cdef const float[:, ::1] gv = np.ascontiguousarray(grad)
     cdef float[:, ::1] dxv = dx
@@ -86,13 +86,15 @@ def batch_norm(x, mean, var, weight=None, bias=None, eps=1e-5):
     x: float32 [N, C, H, W] or [N, C]. mean, var, weight (default 1), bias (default 0): float32 [C].
     Returns float32 of the shape of x. Raises ShapeError, TypeError.
     """
-    x = float32_array(x, "x", (2, 4))
+    x = float32_array(x, "batch_norm: x", (2, 4))
     channels = x.shape[1]
-    mean = per_channel(mean, "mean", channels)
-    scale = inverse_deviation(per_channel(var, "var", channels), eps)
-    scale *= per_channel(weight, "weight", channels, 1)
+    mean = per_channel(mean, "batch_norm: mean", channels)
+    var = per_channel(var, "batch_norm: var", channels)
+    scale = inverse_deviation(var, positive(eps, "batch_norm: eps"))
+    scale *= per_channel(weight, "batch_norm: weight", channels, 1)
     y = np.empty(x.shape, np.float32)
-    scaled(planes(x), mean, scale, per_channel(bias, "bias", channels, 0), planes(y))
+    bias = per_channel(bias, "batch_norm: bias", channels, 0)
+    scaled(planes(x), mean, scale, bias, planes(y))
     return y
 
 
@@ -102,13 +104,15 @@ def batch_norm_train(x, weight=None, bias=None, eps=1e-5):
     x: float32 [N, C, H, W] or [N, C], N >= 1. weight (default 1), bias (default 0): float32 [C].
     Returns (y, mean, var): y as x, mean and var float32 [C]; the variance is the biased one.
     """
-    x = float32_array(x, "x", (2, 4))
+    x = float32_array(x, "batch_norm_train: x", (2, 4))
     if not x.shape[0]:
-        raise ShapeError(f"x must hold at least one image to have statistics, got shape {x.shape}")
-    eps = positive(eps, "eps")
+        raise ShapeError(
+            f"batch_norm_train: x must hold at least one image to have statistics, got {x.shape}"
+        )
+    eps = positive(eps, "batch_norm_train: eps")
     channels = x.shape[1]
-    weight = per_channel(weight, "weight", channels, 1)
-    bias = per_channel(bias, "bias", channels, 0)
+    weight = per_channel(weight, "batch_norm_train: weight", channels, 1)
+    bias = per_channel(bias, "batch_norm_train: bias", channels, 0)
     y = np.empty(x.shape, np.float32)
     x = planes(x)
     mean = np.empty(channels)
@@ -128,7 +132,7 @@ def batch_norm_train(x, weight=None, bias=None, eps=1e-5):
             vv[c] += row_squares(&xv[n, c, 0], mv[c], length)
         vv[c] /= count
     scaled(x, mean, inverse_deviation(var, eps) * weight, bias, planes(y))
-    return y, mean.astype(np.float32), var.astype(np.float32)
+    return y, single(mean), single(var)
 
 
 def batch_norm_backward(grad, x, mean, var, weight=None, eps=1e-5):
@@ -137,12 +141,13 @@ def batch_norm_backward(grad, x, mean, var, weight=None, eps=1e-5):
     grad, x: float32 [N, C, H, W] or [N, C]. mean, var: as batch_norm_train returned them.
     Returns (dx, dweight, dbias): float32 of the shape of x, [C] and [C].
     """
-    x = float32_array(x, "x", (2, 4))
-    grad = float32_shaped(grad, "grad", x.shape, "that of x")
+    x = float32_array(x, "batch_norm_backward: x", (2, 4))
+    grad = float32_shaped(grad, "batch_norm_backward: grad", x.shape, "that of x")
     channels = x.shape[1]
-    mean = per_channel(mean, "mean", channels)
-    inverse = inverse_deviation(per_channel(var, "var", channels), eps)
-    weight = per_channel(weight, "weight", channels, 1)
+    mean = per_channel(mean, "batch_norm_backward: mean", channels)
+    var = per_channel(var, "batch_norm_backward: var", channels)
+    inverse = inverse_deviation(var, positive(eps, "batch_norm_backward: eps"))
+    weight = per_channel(weight, "batch_norm_backward: weight", channels, 1)
     dx = np.empty(x.shape, np.float32)
     dweight = np.empty(channels)
     dbias = np.empty(channels)
@@ -166,7 +171,7 @@ def batch_norm_backward(grad, x, mean, var, weight=None, eps=1e-5):
                 <float>(dbv[c] / count), <float>(dwv[c] * iv[c] / count),
                 &dxv[n, c, 0], length,
             )
-    return dx, dweight.astype(np.float32), dbias.astype(np.float32)
+    return dx, single(dweight), single(dbias)
 
 
 cdef int threads_for(Py_ssize_t elements) noexcept:
@@ -193,7 +198,13 @@ cdef object per_channel(value, name, channels, default=None):
 
 cdef object inverse_deviation(var, eps):
     with np.errstate(invalid="ignore", divide="ignore"):  # a var below -eps gives NaN
-        return 1 / np.sqrt(var + positive(eps, "eps"))
+        return 1 / np.sqrt(var + eps)
+
+
+cdef object single(values):
+    """float64 rounded to float32; what is too large becomes infinite, as in any float32 sum."""
+    with np.errstate(over="ignore"):
+        return values.astype(np.float32)
 
 
 cdef void scaled(x, mean, scale, bias, y):

@@ -32,7 +32,7 @@ def max_pool2d(x, size, stride=None, padding=0, rounding="error"):
     Returns float32 [N, C, OH, OW]; a NaN in a window is its maximum. Raises ShapeError, TypeError.
     """
     cdef Pool p
-    x = rows(float32_array(x, "x", 4))
+    x = rows(float32_array(x, "max_pool2d: x", 4))
     y = pooled(x, pool_window(x.shape[2:], size, stride, padding, rounding, "max_pool2d"), &p)
     cdef const float[:, :, :, :] xv = x
     cdef float[:, :, :, ::1] yv = y
@@ -54,9 +54,10 @@ def max_pool2d_backward(grad, x, size, stride=None, padding=0, rounding="error")
     Returns dx, float32 [N, C, H, W].
     """
     cdef Pool p
-    x = rows(float32_array(x, "x", 4))
-    y = pooled(x, pool_window(x.shape[2:], size, stride, padding, rounding, "max_pool2d"), &p)
-    grad = rows(float32_shaped(grad, "grad", y.shape, "the output's"))
+    x = rows(float32_array(x, "max_pool2d_backward: x", 4))
+    name = "max_pool2d_backward"
+    y = pooled(x, pool_window(x.shape[2:], size, stride, padding, rounding, name), &p)
+    grad = rows(float32_shaped(grad, f"{name}: grad", y.shape, "the output's"))
     dx = np.empty(x.shape, np.float32)
     cdef const float[:, :, :, :] xv = x, gv = grad
     cdef float[:, :, :, ::1] dxv = dx
@@ -78,7 +79,7 @@ def avg_pool2d(x, size, stride=None, padding=0, rounding="error", count_include_
     Returns float32 [N, C, OH, OW]. Raises ShapeError, TypeError.
     """
     cdef Pool p
-    x = rows(float32_array(x, "x", 4))
+    x = rows(float32_array(x, "avg_pool2d: x", 4))
     y = pooled(x, pool_window(x.shape[2:], size, stride, padding, rounding, "avg_pool2d"), &p)
     cdef const float[:, :, :, :] xv = x
     cdef float[:, :, :, ::1] yv = y
@@ -102,9 +103,10 @@ def avg_pool2d_backward(
     Returns dx, float32 [N, C, H, W].
     """
     cdef Pool p
-    x = float32_array(x, "x", 4)
-    y = pooled(x, pool_window(x.shape[2:], size, stride, padding, rounding, "avg_pool2d"), &p)
-    grad = float32_shaped(grad, "grad", y.shape, "the output's")
+    x = float32_array(x, "avg_pool2d_backward: x", 4)
+    name = "avg_pool2d_backward"
+    y = pooled(x, pool_window(x.shape[2:], size, stride, padding, rounding, name), &p)
+    grad = float32_shaped(grad, f"{name}: grad", y.shape, "the output's")
     dx = np.zeros(x.shape, np.float32)
     divisor = divisors(&p, count_include_pad)
     cdef float[:, :, :, ::1] share = np.divide(grad, divisor, out=y)
@@ -121,7 +123,7 @@ def avg_pool2d_backward(
 
 def global_avg_pool2d(x):
     """Mean of each channel of each image: float32 [N, C, H, W] -> float32 [N, C, 1, 1]."""
-    x = rows(float32_array(x, "x", 4))
+    x = rows(float32_array(x, "global_avg_pool2d: x", 4))
     y = np.empty((*x.shape[:2], 1, 1), np.float32)
     cdef const float[:, :, :, :] xv = x
     cdef float[:, :, :, ::1] yv = y
@@ -137,8 +139,9 @@ def global_avg_pool2d(x):
 
 def global_avg_pool2d_backward(grad, x):
     """Gradient of global_avg_pool2d: grad float32 [N, C, 1, 1] -> dx float32 [N, C, H, W]."""
-    x = float32_array(x, "x", 4)
-    grad = float32_shaped(grad, "grad", (*x.shape[:2], 1, 1), "the output's")
+    x = float32_array(x, "global_avg_pool2d_backward: x", 4)
+    shape = (*x.shape[:2], 1, 1)
+    grad = float32_shaped(grad, "global_avg_pool2d_backward: grad", shape, "the output's")
     dx = np.empty(x.shape, np.float32)
     dx[...] = grad / np.float32(x.shape[2] * x.shape[3])
     return dx
@@ -163,7 +166,7 @@ cdef object pooled(x, window, Pool *p):
 cdef object divisors(const Pool *p, count_include_pad):
     """float32 [OH, OW]: how many elements each window's mean counts."""
     if not isinstance(count_include_pad, (bool, np.bool_)):
-        raise TypeError(f"avg_pool2d: count_include_pad must be a bool, got {count_include_pad!r}")
+        raise TypeError(f"count_include_pad must be a bool, got {count_include_pad!r}")
 
     def counts(size, kernel, stride, before, after, steps):
         start = np.arange(steps) * stride - before
