@@ -19,6 +19,11 @@ cdef extern from "cs.h" nogil:
 cdef extern from "stdlib.h" nogil:
     int posix_memalign(void **memory, size_t alignment, size_t size)
 
+cdef extern from "omp.h" nogil:
+    ctypedef enum omp_pause_resource_t:
+        omp_pause_hard
+    int omp_pause_resource_all(omp_pause_resource_t kind)
+
 cdef const cs_kernels *in_use = NULL
 cdef int threads = 1
 
@@ -157,5 +162,13 @@ def _choose():
     return wanted
 
 
+def _end_idle_threads():
+    """End the OpenMP threads that wait for the calling thread; its next parallel loop starts anew."""
+    omp_pause_resource_all(omp_pause_hard)
+
+
 use_isa(_choose())
 set_num_threads(usable_cores())
+if hasattr(os, "register_at_fork"):
+    # A fork copies no threads, and the child would wait for these for ever.
+    os.register_at_fork(before=_end_idle_threads)
