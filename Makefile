@@ -54,7 +54,7 @@ $(BIN)/python:
 		|| { echo 'Python.h is missing: install the headers (python3-dev, python3-devel)'; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' \
 		|| { echo 'The venv module is missing: install python3-venv'; exit 1; }
-	@command -v cc gcc clang > /dev/null \
+	@{ command -v cc || command -v gcc || command -v clang; } > /dev/null \
 		|| { echo 'A C compiler is needed: install gcc or clang'; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 

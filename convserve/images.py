@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL import Image
 
-    from convserve.model_file import Preprocessing
+    from convserve.preprocessing import Preprocessing
 
 __all__ = ["EXTENSIONS", "MAX_PIXELS", "ImageSource", "to_pixels"]
 
@@ -48,7 +48,6 @@ _SUFFIXES = {
 _FORMATS = tuple(_SUFFIXES)
 EXTENSIONS = frozenset(suffix for suffixes in _SUFFIXES.values() for suffix in suffixes)
 _ORIENTATION = 0x0112  # the EXIF tag
-_CHANNELS = {"grey": 1, "rgb": 3}
 
 
 def to_pixels(
@@ -70,7 +69,7 @@ def to_pixels(
     (checked before anything is decoded), TypeError for another type or dtype.
     """
     if isinstance(image, np.ndarray):
-        ready = (_CHANNELS[preprocessing.colour], preprocessing.height, preprocessing.width)
+        ready = (preprocessing.channels, preprocessing.height, preprocessing.width)
         if image.dtype == np.uint8 and image.shape == ready and ready[2] not in (1, 3, 4):
             return np.ascontiguousarray(image)
         picture, name = _from_array(image), "array"
@@ -137,7 +136,7 @@ def _check_size(picture: Image.Image, name: str, max_pixels: int) -> None:
 def _convert(picture: Image.Image, name: str, preprocessing: Preprocessing) -> NDArray[np.uint8]:
     from PIL import Image
 
-    mode = "L" if _CHANNELS[preprocessing.colour] == 1 else "RGB"
+    mode = "L" if preprocessing.channels == 1 else "RGB"
     size = (preprocessing.width, preprocessing.height)
     try:
         picture.load()

@@ -17,7 +17,7 @@ from PIL import Image, ImageOps
 
 from convserve.errors import ImageError
 from convserve.images import EXTENSIONS, MAX_PIXELS, to_pixels
-from convserve.model_file import Preprocessing
+from convserve.preprocessing import Preprocessing
 
 RNG = np.random.default_rng(7)
 

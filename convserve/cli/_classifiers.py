@@ -1,0 +1,140 @@
+"""Who computes the scores for `convserve classify`: a model in this process, or a server.
+
+Both take a stream of uint8 batches and give a stream of scores in the same order, bit for bit the
+same ones: an image's scores don't depend on its batch or on where they are computed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import click
+import numpy as np
+from numpy.typing import NDArray
+
+from convserve.preprocessing import Preprocessing
+
+if TYPE_CHECKING:
+    from convserve_client import Client
+
+Pixels = NDArray[np.uint8]  # [N, C, H, W]
+Scores = NDArray[np.float32]  # [N, classes]
+
+IN_FLIGHT = 8  # requests on their way to and from a server
+
+
+class Classifier(Protocol):
+    @property
+    def labels(self) -> Sequence[str] | None: ...
+
+    @property
+    def preprocessing(self) -> Preprocessing: ...
+
+    @property
+    def classes(self) -> int: ...
+
+    def scores(self, batches: Iterable[Pixels]) -> Iterator[Scores]: ...
+
+
+class LocalClassifier:
+    """A model file computed in this process."""
+
+    def __init__(self, path: Path, threads: int | None) -> None:
+        from convserve.engine.model import load
+
+        self._model = load(path, threads=threads)
+        self._output = self._model.output_names[0]
+        layer = self._model.graph.outputs[self._output]
+        self.classes = _classes(self._model.graph.shape(layer), str(path))
+        self.labels = self._model.labels
+        self.preprocessing = _needed(self._model.preprocessing, str(path))
+
+    def scores(self, batches: Iterable[Pixels]) -> Iterator[Scores]:
+        for batch in batches:
+            yield _only(self._model.predict(batch))
+
+
+class ServedClassifier:
+    """A model of a server, called with several requests in flight."""
+
+    def __init__(self, client: Client, name: str | None, batch_size: int) -> None:
+        config = client.model_config(name)
+        metadata = client.model_metadata(name)
+        what = f"model {config.name!r} of the server"
+        self._client = client
+        self._name = config.name
+        self._batch_size = batch_size
+        # The first dimension is the batch, unless the server says that there is none.
+        self.classes = _classes(tuple(metadata.outputs[0].shape)[1:], what)
+        labels = _parameter(config, "labels", what)
+        self.labels = None if labels is None else [str(label) for label in labels]
+        values = _parameter(config, "preprocessing", what)
+        self.preprocessing = _needed(values and Preprocessing.from_dict(values), what)
+
+    def scores(self, batches: Iterable[Pixels]) -> Iterator[Scores]:
+        results = self._client.predict_many(
+            batches, model=self._name, batch=self._batch_size, in_flight=IN_FLIGHT
+        )
+        return (_only(result) for result in results)
+
+
+def open_classifier(
+    model: Path | None, server: str | None, name: str | None, batch_size: int, threads: int | None
+) -> AbstractContextManager[Classifier]:
+    """Load the model, or connect to the server; one of the two is given."""
+    if model is not None:
+        return nullcontext(LocalClassifier(model, threads))
+    return _Connection(str(server), name, batch_size)
+
+
+class _Connection(AbstractContextManager[Classifier]):
+    def __init__(self, address: str, name: str | None, batch_size: int) -> None:
+        from convserve_client import Client
+
+        self._client = Client(address)
+        self._name, self._batch_size = name, batch_size
+
+    def __enter__(self) -> Classifier:
+        try:
+            return ServedClassifier(self._client, self._name, self._batch_size)
+        except BaseException:
+            self._client.close()
+            raise
+
+    def __exit__(self, *error: object) -> None:
+        self._client.close()
+
+
+def _classes(shape: tuple[int, ...], what: str) -> int:
+    if len(shape) != 1 or shape[0] < 1:
+        raise click.ClickException(
+            f"{what}: no classifier: its first output has shape {list(shape)}, not [classes]"
+        )
+    return shape[0]
+
+
+def _needed(preprocessing: Preprocessing | None, what: str) -> Preprocessing:
+    if preprocessing is None:
+        raise click.ClickException(
+            f"{what} has no preprocessing, so that images can't be made into its input"
+        )
+    return preprocessing
+
+
+def _parameter(config: Any, name: str, what: str) -> Any:
+    """Return a ModelConfig parameter, which is JSON, or None."""
+    if name not in config.parameters:
+        return None
+    try:
+        return json.loads(config.parameters[name].string_value)
+    except ValueError as error:
+        raise click.ClickException(f"{what}: parameter {name!r} is not JSON: {error}") from error
+
+
+def _only(result: Scores | dict[str, Scores]) -> Scores:
+    """Return the first output of a model that may have several."""
+    return next(iter(result.values())) if isinstance(result, dict) else result

@@ -1,0 +1,85 @@
+"""Latency and throughput of a call that is made over and over."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+BINS = 16
+BLOCKS = " ▁▂▃▄▅▆▇█"
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What was measured; `histogram` counts calls in bins of equal ratio from min to max."""
+
+    batch: int
+    threads: int
+    calls: int
+    images_per_second: float
+    min_ms: float
+    p50_ms: float
+    p90_ms: float
+    p99_ms: float
+    max_ms: float
+    histogram: list[int]
+
+    def bars(self) -> str:
+        """The histogram as one line of blocks; the smallest block is at least one call."""
+        most = max(self.histogram)
+        steps = len(BLOCKS) - 1
+        return "".join(BLOCKS[-(-count * steps // most)] for count in self.histogram)
+
+
+def measure(
+    call: Callable[[NDArray[np.float32]], Any],
+    x: NDArray[np.float32],
+    threads: int,
+    callers: int,
+    seconds: float,
+) -> Timing:
+    """Call `call(x)` from `callers` threads for `seconds` after a warm-up; x is [N, ...]."""
+    for _ in range(3):
+        call(x)
+    start = threading.Barrier(callers + 1)
+    stop = threading.Event()
+
+    def caller() -> list[int]:
+        spent: list[int] = []  # nanoseconds
+        start.wait()
+        while not spent or not stop.is_set():
+            before = time.perf_counter_ns()
+            call(x)
+            spent.append(time.perf_counter_ns() - before)
+        return spent
+
+    with ThreadPoolExecutor(callers) as pool:
+        futures = [pool.submit(caller) for _ in range(callers)]
+        start.wait()
+        began = time.perf_counter()
+        timer = threading.Timer(seconds, stop.set)
+        timer.start()
+        try:
+            spent = [nanoseconds for future in futures for nanoseconds in future.result()]
+        finally:
+            timer.cancel()
+            stop.set()
+        elapsed = time.perf_counter() - began
+    return _timing(np.array(spent) / 1e6, len(x), threads, elapsed)
+
+
+def _timing(ms: NDArray[np.float64], batch: int, threads: int, elapsed: float) -> Timing:
+    p50, p90, p99 = np.percentile(ms, [50, 90, 99]).tolist()
+    low, high = float(ms.min()), float(ms.max())
+    edges = np.geomspace(low, max(high, low * 1.001), BINS + 1)
+    places = np.clip(np.searchsorted(edges, ms, side="right") - 1, 0, BINS - 1)
+    histogram = np.bincount(places, minlength=BINS).tolist()
+    rate = len(ms) * batch / elapsed
+    return Timing(batch, threads, len(ms), rate, low, p50, p90, p99, high, histogram)
