@@ -1,3 +1,24 @@
-"""Client for convserve and other servers of the Open Inference Protocol."""
+"""Lean Python client for convserve and other servers of the Open Inference Protocol.
+
+    with convserve_client.Client("localhost:8001") as client:
+        scores = client.predict(x)                       # float32 or uint8 [N, C, H, W]
+        ranked = client.classify(["digit.png"], top_k=3) # [[(label, score), ...]]
+
+`AsyncClient` is the same for asyncio. Errors: `convserve_client.errors`. The wire itself, for
+those who build a server or another client: `convserve_client.protocol`, `convserve_client.tensors`.
+"""
+
+from convserve_client import errors
+from convserve_client._async_client import AsyncClient
+from convserve_client._client import Client
+from convserve_client.errors import ConvserveClientError
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "AsyncClient",
+    "Client",
+    "ConvserveClientError",
+    "__version__",
+    "errors",
+]

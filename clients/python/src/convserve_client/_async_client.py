@@ -1,0 +1,250 @@
+"""The asynchronous client: performs the flows' steps on grpc.aio."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable, Sequence
+from contextlib import aclosing
+from types import TracebackType
+from typing import Any, TypeVar
+
+import grpc
+
+from convserve_client._base import IN_FLIGHT, ClientBase, Remaining
+from convserve_client._channel import check_count
+from convserve_client._flows import Call, Flow, Infer, Ranking, Result, Sleep
+from convserve_client._many import Stream
+from convserve_client._model import Array
+from convserve_client._requests import Request, read_answer
+from convserve_client.errors import ConvserveClientError
+
+T = TypeVar("T")
+
+
+class AsyncClient(ClientBase):
+    """A client of one server for asyncio; parameters, methods and errors are those of `Client`.
+
+        async with AsyncClient("localhost:8001") as client:
+            scores = await client.predict(x)
+            async for result in client.predict_many(images):
+                ...
+
+    It connects in the event loop that makes its first call, and stays with that loop. Leaving a
+    `predict_many` early cancels what is in flight once the iterator is closed: use
+    `contextlib.aclosing` to have that at once.
+    """
+
+    _channel: Any = None
+    _loop: asyncio.AbstractEventLoop | None = None
+
+    async def __aenter__(self) -> AsyncClient:
+        self._check_open()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Ends the calls in flight and closes the connection; further calls are refused."""
+        self._closed = True
+        if self._channel is not None:
+            await self._channel.close()
+
+    def _ready_calls(self) -> dict[str, Any]:
+        """The calls, connected to the running event loop."""
+        self._check_open()
+        loop = asyncio.get_running_loop()
+        if self._channel is None:
+            self._channel = self._options.open(grpc.aio)
+            self._calls = self._stubs(self._channel)
+            self._loop = loop
+        if self._loop is not loop:
+            raise RuntimeError("this AsyncClient was first used in another event loop")
+        return self._calls
+
+    # ---- Server and models ----
+
+    async def server_live(self, *, timeout: float | None = None) -> bool:
+        """As `Client.server_live`."""
+        return await self._run(self._flows.server_live(), timeout)
+
+    async def server_ready(self, *, timeout: float | None = None) -> bool:
+        """As `Client.server_ready`."""
+        return await self._run(self._flows.server_ready(), timeout)
+
+    async def model_ready(
+        self, model: str | None = None, version: str = "", *, timeout: float | None = None
+    ) -> bool:
+        """As `Client.model_ready`."""
+        return await self._run(self._flows.model_ready(model, version), timeout)
+
+    async def model_metadata(
+        self, model: str | None = None, version: str = "", *, timeout: float | None = None
+    ) -> Any:
+        """As `Client.model_metadata`."""
+        return await self._run(self._flows.metadata(model, version), timeout)
+
+    async def model_config(
+        self, model: str | None = None, version: str = "", *, timeout: float | None = None
+    ) -> Any:
+        """As `Client.model_config`."""
+        return await self._run(self._flows.config(model, version), timeout)
+
+    async def wait_ready(
+        self, timeout: float | None = None, *, model: str | None = None, version: str = ""
+    ) -> None:
+        """As `Client.wait_ready`."""
+        await self._run(self._flows.wait_ready(model, version), timeout)
+
+    # ---- Inference ----
+
+    async def predict(
+        self,
+        x: Array,
+        model: str | None = None,
+        version: str = "",
+        outputs: Sequence[str] | None = None,
+        *,
+        timeout: float | None = None,
+    ) -> Result:
+        """As `Client.predict`."""
+        return await self._run(self._flows.predict(x, model, version, outputs), timeout)
+
+    async def classify(
+        self,
+        images: Iterable[Any] | Array,
+        top_k: int = 5,
+        model: str | None = None,
+        version: str = "",
+        *,
+        timeout: float | None = None,
+    ) -> list[Ranking]:
+        """As `Client.classify`."""
+        return await self._run(self._flows.classify(images, top_k, model, version), timeout)
+
+    def predict_many(
+        self,
+        items: Iterable[Array] | AsyncIterable[Array],
+        batch: int = 32,
+        in_flight: int = 8,
+        *,
+        model: str | None = None,
+        version: str = "",
+        outputs: Sequence[str] | None = None,
+        timeout: float | None = None,
+    ) -> AsyncGenerator[Result, None]:
+        """As `Client.predict_many`."""
+        check_count("batch", batch)
+        check_count("in_flight", in_flight)
+        limit = self._limit(timeout)
+        self._check_open()
+
+        async def results() -> AsyncGenerator[Result, None]:
+            info = await self._run(self._flows.learn(model, version), timeout)
+            target = self._flows.target(info, version, outputs)
+            stream = Stream(target, batch)
+            requests = stream.requests_async(_each(items))
+            async with aclosing(self._pipeline(requests, in_flight, lambda: limit)) as pairs:
+                async for request, response in pairs:
+                    for result in stream.results(read_answer(target, request, response)):
+                        yield result
+            for result in stream.results(None):
+                yield result
+
+        return results()
+
+    # ---- Performing steps ----
+
+    async def _run(self, flow: Flow[T], timeout: float | None) -> T:
+        self._check_open()
+        remaining = self._remaining(timeout)
+        try:
+            step = next(flow)
+            while True:
+                try:
+                    result = await self._perform(step, remaining)
+                except ConvserveClientError as error:
+                    step = flow.throw(error)
+                else:
+                    step = flow.send(result)
+        except StopIteration as stop:
+            value: T = stop.value
+            return value
+
+    async def _perform(self, step: Call | Infer | Sleep, remaining: Remaining) -> Any:
+        if isinstance(step, Call):
+            call = self._ready_calls()[step.method](
+                step.request,
+                timeout=remaining(),
+                metadata=self._options.metadata,
+                wait_for_ready=step.wait_for_ready or None,
+            )
+            return await self._answer(call)
+        if isinstance(step, Infer):
+            pipeline = self._pipeline(_each(step.requests), IN_FLIGHT, remaining)
+            async with aclosing(pipeline) as pairs:
+                return [pair async for pair in pairs]
+        left = remaining()
+        await asyncio.sleep(step.seconds if left is None else max(0.0, min(step.seconds, left)))
+        return None
+
+    async def _answer(self, call: Any) -> Any:
+        try:
+            return await call
+        except grpc.RpcError as error:
+            raise self._error(error) from None
+        except asyncio.CancelledError as error:
+            if self._closed and not _being_cancelled():  # close() has cancelled the call
+                raise self._error(error) from None
+            raise
+
+    async def _pipeline(
+        self, requests: AsyncIterator[Request], in_flight: int, remaining: Remaining
+    ) -> AsyncGenerator[tuple[Request, Any], None]:
+        """Makes the calls, up to `in_flight` at once, and yields their answers in order."""
+        calls: deque[tuple[Request, Any]] = deque()
+        failure: Exception | None = None
+        more = True
+        try:
+            while more or calls:
+                if calls and (not more or len(calls) == in_flight or calls[0][1].done()):
+                    response = await self._answer(calls[0][1])
+                    yield calls.popleft()[0], response
+                    continue
+                try:
+                    request = await anext(requests, None)
+                except Exception as error:  # raised below, after the answers that come before it
+                    failure, request = error, None
+                more = request is not None
+                if request is not None:
+                    call = self._ready_calls()["ModelInfer"](
+                        request.data, timeout=remaining(), metadata=self._options.metadata
+                    )
+                    calls.append((request, call))
+                    await asyncio.sleep(0)  # lets the call go out before a slow source is asked
+            if failure is not None:
+                raise failure
+        finally:
+            for _, call in calls:
+                call.cancel()
+
+
+async def _each(items: Iterable[T] | AsyncIterable[T]) -> AsyncIterator[T]:
+    if isinstance(items, AsyncIterable):
+        async for item in items:
+            yield item
+    else:
+        for item in items:
+            yield item
+
+
+def _being_cancelled() -> bool:
+    """Whether the current task itself is being cancelled; False where Python can't tell (3.10)."""
+    task: Any = asyncio.current_task()
+    return bool(getattr(task, "cancelling", int)())

@@ -1,0 +1,98 @@
+"""What the sync and the async client share beside the flows: options, deadlines, errors."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import grpc
+
+from convserve_client import protocol
+from convserve_client._channel import MIB, Options, check_timeout
+from convserve_client._flows import Flows
+from convserve_client.errors import (
+    ClientClosedError,
+    ConvserveClientError,
+    RequestCancelledError,
+    from_rpc_error,
+)
+
+IN_FLIGHT = 8  # of the parts of one large batch
+
+# Seconds that are left for a call, None for no limit.
+Remaining = Callable[[], float | None]
+
+
+class ClientBase:
+    """See `Client` for the parameters."""
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        timeout: float | None = 30.0,
+        connect_timeout: float = 5.0,
+        retries: int = 3,
+        max_message_bytes: int = 64 * MIB,
+        metadata: Sequence[tuple[str, str | bytes]] = (),
+        credentials: grpc.ChannelCredentials | None = None,
+    ) -> None:
+        self._options = Options(
+            address,
+            timeout,
+            connect_timeout,
+            retries,
+            max_message_bytes,
+            tuple(metadata),
+            credentials,
+        )
+        self._flows = Flows(address, max_message_bytes)
+        self._closed = False
+        self._open()
+
+    def _open(self) -> None:
+        """Makes the channel, where that can be done before the first call."""
+
+    def __repr__(self) -> str:
+        state = ", closed" if self._closed else ""
+        return f"{type(self).__name__}({self._options.address!r}{state})"
+
+    def _limit(self, timeout: float | None) -> float | None:
+        """Seconds for a call: `timeout`, or the client's own where that is None."""
+        check_timeout(timeout)
+        return self._options.timeout if timeout is None else timeout
+
+    def _remaining(self, timeout: float | None) -> Remaining:
+        """A countdown that starts now."""
+        limit = self._limit(timeout)
+        if limit is None:
+            return lambda: None
+        deadline = time.monotonic() + limit
+        return lambda: deadline - time.monotonic()
+
+    def _stubs(self, channel: Any) -> dict[str, Any]:
+        """What makes each unary call of the protocol; ModelInfer takes a serialized request."""
+        return {
+            name: channel.unary_unary(
+                protocol.path(name),
+                request_serializer=(
+                    None if name == "ModelInfer" else method.request.SerializeToString
+                ),
+                response_deserializer=method.response.FromString,
+            )
+            for name, method in protocol.METHODS.items()
+            if not (method.client_streaming or method.server_streaming)
+        }
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ClientClosedError(f"this {type(self).__name__} is closed")
+
+    def _error(self, error: BaseException) -> ConvserveClientError:
+        """The error to raise for one that gRPC raised."""
+        if self._closed:
+            return ClientClosedError(f"this {type(self).__name__} was closed during the call")
+        if isinstance(error, grpc.RpcError):
+            return from_rpc_error(error)
+        return RequestCancelledError("the call was cancelled")

@@ -1,0 +1,266 @@
+"""The synchronous client: performs the flows' steps with blocking calls."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import closing
+from types import TracebackType
+from typing import Any, TypeVar
+
+import grpc
+
+from convserve_client._base import IN_FLIGHT, ClientBase, Remaining
+from convserve_client._channel import check_count
+from convserve_client._flows import Call, Flow, Infer, Ranking, Result, Sleep
+from convserve_client._many import Stream
+from convserve_client._model import Array
+from convserve_client._requests import Request, read_answer
+from convserve_client.errors import ConvserveClientError
+
+T = TypeVar("T")
+
+
+class Client(ClientBase):
+    """A client of one server; safe to use from several threads at once.
+
+        with Client("localhost:8001") as client:
+            scores = client.predict(x)                      # x: float32 or uint8 [N, C, H, W]
+            ranked = client.classify(["digit.png"], top_k=3)
+
+    Args:
+        address: "HOST:PORT".
+        timeout: seconds for each call, everything included; None for no limit. Every method also
+            takes its own.
+        connect_timeout: seconds that one attempt to connect may take.
+        retries: how often a call that ends in UNAVAILABLE is made again, 0 to 4, with exponential
+            back-off and jitter, and never beyond its timeout. A server's `grpc-retry-pushback-ms`
+            sets the wait, or forbids the retry.
+        max_message_bytes: limit of a message in each direction. Batches are split to stay below;
+            the server has a limit of its own.
+        metadata: pairs sent with each call, such as `("authorization", "Bearer …")`.
+        credentials: for TLS, from `grpc.ssl_channel_credentials`.
+
+    Every method raises a subclass of `errors.ConvserveClientError` when the call fails. Where a
+    method takes `model`, None stands for the only model of the server, and an empty `version`
+    lets the server choose.
+    """
+
+    def _open(self) -> None:
+        self._channel = self._options.open(grpc)
+        self._calls = self._stubs(self._channel)
+
+    def __enter__(self) -> Client:
+        self._check_open()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the calls in flight and closes the connection; further calls are refused."""
+        self._closed = True
+        self._channel.close()
+
+    # ---- Server and models ----
+
+    def server_live(self, *, timeout: float | None = None) -> bool:
+        """Whether the server runs; UnavailableError if it can't be reached."""
+        return self._run(self._flows.server_live(), timeout)
+
+    def server_ready(self, *, timeout: float | None = None) -> bool:
+        """Whether the server takes requests; UnavailableError if it can't be reached."""
+        return self._run(self._flows.server_ready(), timeout)
+
+    def model_ready(
+        self, model: str | None = None, version: str = "", *, timeout: float | None = None
+    ) -> bool:
+        """Whether a model takes requests; False also if the server does not know it."""
+        return self._run(self._flows.model_ready(model, version), timeout)
+
+    def model_metadata(
+        self, model: str | None = None, version: str = "", *, timeout: float | None = None
+    ) -> Any:
+        """A `protocol.ModelMetadataResponse`: versions, names, datatypes and shapes."""
+        return self._run(self._flows.metadata(model, version), timeout)
+
+    def model_config(
+        self, model: str | None = None, version: str = "", *, timeout: float | None = None
+    ) -> Any:
+        """A `protocol.ModelConfig`: batching, and among its parameters labels, preprocessing."""
+        return self._run(self._flows.config(model, version), timeout)
+
+    def wait_ready(
+        self, timeout: float | None = None, *, model: str | None = None, version: str = ""
+    ) -> None:
+        """Waits until the server, and `model` if given, are ready; else DeadlineExceededError."""
+        self._run(self._flows.wait_ready(model, version), timeout)
+
+    # ---- Inference ----
+
+    def predict(
+        self,
+        x: Array,
+        model: str | None = None,
+        version: str = "",
+        outputs: Sequence[str] | None = None,
+        *,
+        timeout: float | None = None,
+    ) -> Result:
+        """The model's output for a batch.
+
+        Args:
+            x: float32 (already normalised) or uint8 (raw pixels) [N, C, H, W], any N ≥ 0. What is
+                over the server's largest batch, or the limit of a message, goes in several
+                requests at once.
+            outputs: names of outputs; None for all that the model declares.
+
+        Returns:
+            The output [N, …], or a dict of them by name if the model has several or `outputs` is
+            given.
+        """
+        return self._run(self._flows.predict(x, model, version, outputs), timeout)
+
+    def classify(
+        self,
+        images: Iterable[Any] | Array,
+        top_k: int = 5,
+        model: str | None = None,
+        version: str = "",
+        *,
+        timeout: float | None = None,
+    ) -> list[Ranking]:
+        """The `top_k` best labels and scores of each image, best first.
+
+        Args:
+            images: encoded images (bytes, paths or binary file objects, which the server decodes
+                and prepares), or arrays as `predict` takes them.
+
+        Of equal scores the class of lower index comes first, and NaN last. A model without labels
+        gives indices.
+        """
+        return self._run(self._flows.classify(images, top_k, model, version), timeout)
+
+    def predict_many(
+        self,
+        items: Iterable[Array],
+        batch: int = 32,
+        in_flight: int = 8,
+        *,
+        model: str | None = None,
+        version: str = "",
+        outputs: Sequence[str] | None = None,
+        timeout: float | None = None,
+    ) -> Generator[Result, None, None]:
+        """The results of many items, in their order, with requests overlapping.
+
+        Args:
+            items: arrays as `predict` takes them, each one image [C, H, W] or one batch
+                [N, C, H, W]. Pulled only as requests need them.
+            batch: images to a request; items are put together and split to fill it.
+            in_flight: requests that are out at once, at most.
+            timeout: of each request.
+
+        An item that fails, or an error raised by `items`, comes up where its result would have
+        been. Closing the iterator, or an error, cancels what is in flight.
+        """
+        check_count("batch", batch)
+        check_count("in_flight", in_flight)
+        limit = self._limit(timeout)
+        self._check_open()
+
+        def results() -> Generator[Result, None, None]:
+            info = self._run(self._flows.learn(model, version), timeout)
+            target = self._flows.target(info, version, outputs)
+            stream = Stream(target, batch)
+            requests = stream.requests(items)
+            with closing(self._pipeline(requests, in_flight, lambda: limit)) as pairs:
+                for request, response in pairs:
+                    yield from stream.results(read_answer(target, request, response))
+            yield from stream.results(None)
+
+        return results()
+
+    # ---- Performing steps ----
+
+    def _run(self, flow: Flow[T], timeout: float | None) -> T:
+        self._check_open()
+        remaining = self._remaining(timeout)
+        try:
+            step = next(flow)
+            while True:
+                try:
+                    result = self._perform(step, remaining)
+                except ConvserveClientError as error:
+                    step = flow.throw(error)
+                else:
+                    step = flow.send(result)
+        except StopIteration as stop:
+            value: T = stop.value
+            return value
+
+    def _perform(self, step: Call | Infer | Sleep, remaining: Remaining) -> Any:
+        if isinstance(step, Call):
+            return self._one(step, remaining)
+        if isinstance(step, Infer):
+            return list(self._pipeline(step.requests, IN_FLIGHT, remaining))
+        left = remaining()
+        time.sleep(step.seconds if left is None else max(0.0, min(step.seconds, left)))
+        return None
+
+    def _one(self, step: Call, remaining: Remaining) -> Any:
+        self._check_open()
+        call = self._calls[step.method]
+        try:
+            return call(
+                step.request,
+                timeout=remaining(),
+                metadata=self._options.metadata,
+                wait_for_ready=step.wait_for_ready or None,
+            )
+        except (grpc.RpcError, ValueError) as error:  # ValueError: closed by another thread
+            raise self._error(error) from None
+
+    def _start(self, request: Request, remaining: Remaining) -> Any:
+        self._check_open()
+        call = self._calls["ModelInfer"]
+        try:
+            return call.future(request.data, timeout=remaining(), metadata=self._options.metadata)
+        except ValueError as error:  # closed by another thread
+            raise self._error(error) from None
+
+    def _pipeline(
+        self, requests: Iterable[Request], in_flight: int, remaining: Remaining
+    ) -> Generator[tuple[Request, Any], None, None]:
+        """Makes the calls, up to `in_flight` at once, and yields their answers in order."""
+        source = iter(requests)
+        calls: deque[tuple[Request, Any]] = deque()
+        failure: Exception | None = None
+        more = True
+        try:
+            while more or calls:
+                if calls and (not more or len(calls) == in_flight or calls[0][1].done()):
+                    try:
+                        response = calls[0][1].result()
+                    except (grpc.RpcError, grpc.FutureCancelledError) as error:
+                        raise self._error(error) from None
+                    yield calls.popleft()[0], response
+                    continue
+                try:
+                    request = next(source, None)
+                except Exception as error:  # raised below, after the answers that come before it
+                    failure, request = error, None
+                more = request is not None
+                if request is not None:
+                    calls.append((request, self._start(request, remaining)))
+            if failure is not None:
+                raise failure
+        finally:
+            for _, call in calls:
+                call.cancel()
