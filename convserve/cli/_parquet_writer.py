@@ -79,8 +79,6 @@ class ParquetWriter:
             self._join()
 
     def _resume(self) -> None:
-        if self._path.exists():
-            shutil.rmtree(self._folder, ignore_errors=True)  # joined, and not removed in time
         for part in [self._path] if self._path.exists() else self._parts():
             try:
                 schema = self._pq.read_schema(part)
@@ -89,6 +87,8 @@ class ParquetWriter:
                 self._done.update(self._pq.read_table(part, columns=["path"])["path"].to_pylist())
             except (OSError, ValueError) as error:  # ArrowInvalid is a ValueError
                 raise NotOurFileError(part, f"not readable as Parquet ({error})") from error
+        if self._path.exists():
+            shutil.rmtree(self._folder, ignore_errors=True)  # joined, and not removed in time
 
     def _part(self, number: int) -> Path:
         return self._folder / f"{number:06d}.parquet"
