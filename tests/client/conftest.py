@@ -1,0 +1,278 @@
+"""A small real server of the protocol that can be slow, fail, refuse and disappear on command."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent import futures
+from dataclasses import dataclass, field
+from typing import Any
+
+import convserve_client
+import grpc
+import numpy as np
+import pytest
+from convserve_client import protocol, tensors
+
+CLASSES = 3
+
+
+def scores_of(x: np.ndarray) -> np.ndarray:
+    """What the toy model computes: per image its sum, its first element, and 1."""
+    flat = x.reshape(len(x), -1).astype(np.float32)
+    return np.stack([flat.sum(axis=1), flat[:, 0], np.ones(len(x), np.float32)], axis=1)
+
+
+def images(count: int, seed: int = 0, shape: tuple[int, ...] = (1, 2, 2)) -> np.ndarray:
+    return np.random.default_rng(seed).random((count, *shape), np.float32)
+
+
+@dataclass
+class Model:
+    shape: tuple[int, ...] = (1, 2, 2)
+    max_batch_size: int = 4
+    labels: list[str] | None = field(default_factory=lambda: ["sum", "first", "one"])
+    outputs: tuple[str, ...] = ("output",)
+    version: str = "1"
+
+
+class ToyServer:
+    """Its knobs may be turned while it runs; `requests` keeps every ModelInferRequest."""
+
+    Model = Model
+    scores_of = staticmethod(scores_of)
+    images = staticmethod(images)
+
+    def __init__(self, port: int = 0, max_receive: int = -1) -> None:
+        self.models: dict[str, Model] = {"toy": Model()}
+        self.ready = True
+        self.fail: list[tuple[grpc.StatusCode, str, str | None]] = []  # status, text, push-back
+        self.missing: set[str] = set()  # calls that it does not have
+        self.delay = lambda request: 0.0
+        self.hold: threading.Event | None = None
+        self.requests: list[Any] = []
+        self.calls: list[str] = []
+        self.metadata: list[dict[str, Any]] = []
+        self.arrived = threading.Semaphore(0)
+        self.cancelled = threading.Semaphore(0)
+        self.running = self.most_running = 0
+        self._lock = threading.Lock()
+        self._server = grpc.server(
+            futures.ThreadPoolExecutor(24),
+            options=[
+                ("grpc.max_receive_message_length", max_receive),
+                ("grpc.max_send_message_length", -1),
+                ("grpc.so_reuseport", 0),
+            ],
+        )
+        handlers = {
+            name: grpc.unary_unary_rpc_method_handler(
+                self._handler(name),
+                request_deserializer=method.request.FromString,
+                response_serializer=method.response.SerializeToString,
+            )
+            for name, method in protocol.METHODS.items()
+            if hasattr(self, name)
+        }
+        self._server.add_generic_rpc_handlers(
+            (grpc.method_handlers_generic_handler(protocol.SERVICE, handlers),)
+        )
+        self.port = self._server.add_insecure_port(f"127.0.0.1:{port}")
+        self.address = f"127.0.0.1:{self.port}"
+        self._server.start()
+
+    def stop(self) -> None:
+        if self.hold is not None:
+            self.hold.set()
+        self._server.stop(0).wait()
+
+    def _handler(self, name: str) -> Any:
+        def handle(request: Any, context: grpc.ServicerContext) -> Any:
+            with self._lock:
+                self.calls.append(name)
+                self.metadata.append(dict(context.invocation_metadata()))
+                failure = self.fail.pop(0) if self.fail else None
+            if name in self.missing:
+                context.abort(grpc.StatusCode.UNIMPLEMENTED, f"no {name} here")
+            if failure is not None:
+                code, text, pushback = failure
+                if pushback is not None:
+                    context.set_trailing_metadata((("grpc-retry-pushback-ms", pushback),))
+                context.abort(code, text)
+            return getattr(self, name)(request, context)
+
+        return handle
+
+    def _model(self, name: str, context: grpc.ServicerContext) -> Model:
+        if name not in self.models:
+            context.abort(
+                grpc.StatusCode.NOT_FOUND, f"Request for unknown model: '{name}' is not found"
+            )
+        return self.models[name]
+
+    def ServerLive(self, request: Any, context: Any) -> Any:
+        return protocol.ServerLiveResponse(live=True)
+
+    def ServerReady(self, request: Any, context: Any) -> Any:
+        return protocol.ServerReadyResponse(ready=self.ready)
+
+    def ModelReady(self, request: Any, context: Any) -> Any:
+        return protocol.ModelReadyResponse(ready=request.name in self.models)
+
+    def RepositoryIndex(self, request: Any, context: Any) -> Any:
+        response = protocol.RepositoryIndexResponse()
+        for name, model in self.models.items():
+            response.models.add(name=name, version=model.version, state="READY")
+        return response
+
+    def ModelMetadata(self, request: Any, context: Any) -> Any:
+        model = self._model(request.name, context)
+        response = protocol.ModelMetadataResponse(name=request.name, versions=[model.version])
+        batch = [-1] if model.max_batch_size else []
+        response.inputs.add(name="input", datatype="FP32", shape=[*batch, *model.shape])
+        for output in model.outputs:
+            response.outputs.add(name=output, datatype="FP32", shape=[*batch, CLASSES])
+        return response
+
+    def ModelConfig(self, request: Any, context: Any) -> Any:
+        model = self._model(request.name, context)
+        config = protocol.ModelConfig(name=request.name, max_batch_size=model.max_batch_size)
+        if model.labels is not None:
+            config.parameters["labels"].string_value = json.dumps(model.labels)
+        return protocol.ModelConfigResponse(config=config)
+
+    def ModelInfer(self, request: Any, context: grpc.ServicerContext) -> Any:
+        model = self._model(request.model_name, context)
+        with self._lock:
+            self.requests.append(request)
+            self.running += 1
+            self.most_running = max(self.most_running, self.running)
+        finished = threading.Event()
+
+        def ended() -> None:
+            if not finished.is_set():
+                self.cancelled.release()
+
+        context.add_callback(ended)
+        self.arrived.release()
+        try:
+            if self.hold is not None:
+                self.hold.wait(10)
+            time.sleep(self.delay(request))
+            return self._infer(model, request, context)
+        finally:
+            finished.set()
+            with self._lock:
+                self.running -= 1
+
+    def _infer(self, model: Model, request: Any, context: grpc.ServicerContext) -> Any:
+        try:
+            (x,) = tensors.read_tensors(request.inputs, request.raw_input_contents).values()
+        except ValueError as error:
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        if x.dtype == object:  # an encoded image is, to this model, its length and first byte
+            x = np.array([[len(data), data[0]] for data in x.ravel()], np.float32)
+        elif x.shape[bool(model.max_batch_size) :] != model.shape:
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"unexpected shape {list(x.shape)}")
+        if model.max_batch_size and len(x) > model.max_batch_size:
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, "batch-size must be <= max")
+        names = [output.name for output in request.outputs] or model.outputs
+        response = protocol.ModelInferResponse(
+            model_name=request.model_name, model_version=model.version, id=request.id
+        )
+        for name in names:
+            scores = scores_of(x)
+            response.outputs.add(name=name, datatype="FP32", shape=scores.shape)
+            response.raw_output_contents.append(tensors.to_raw(scores))
+        return response
+
+
+class Blocking:
+    """An AsyncClient behind the methods of a Client, so that one test covers both."""
+
+    def __init__(self, address: str, **options: Any) -> None:
+        self._loop = asyncio.new_event_loop()
+        self.loop_errors: list[Any] = []
+        self._loop.set_exception_handler(lambda loop, context: self.loop_errors.append(context))
+        self._thread = threading.Thread(target=self._loop.run_forever)
+        self._thread.start()
+        self.client = convserve_client.AsyncClient(address, **options)
+
+    def _wait(self, awaitable: Any) -> Any:
+        async def run() -> Any:
+            return await awaitable
+
+        return asyncio.run_coroutine_threadsafe(run(), self._loop).result(30)
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self.client, name)
+        return lambda *args, **kwargs: self._wait(method(*args, **kwargs))
+
+    def predict_many(self, *args: Any, **kwargs: Any) -> Any:
+        results = self.client.predict_many(*args, **kwargs)
+
+        def pull() -> Any:
+            try:
+                while True:
+                    try:
+                        yield self._wait(anext(results))
+                    except StopAsyncIteration:
+                        return
+            finally:
+                self._wait(results.aclose())
+
+        return pull()
+
+    def shut(self) -> None:
+        self._wait(self.client.close())
+        self._wait(self._loop.shutdown_asyncgens())
+        gc.collect()
+        self._wait(asyncio.sleep(0))
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+        assert self.loop_errors == []
+
+
+@pytest.fixture
+def server() -> Iterator[ToyServer]:
+    toy = ToyServer()
+    yield toy
+    toy.stop()
+
+
+@pytest.fixture
+def make_server() -> Iterator[Callable[..., ToyServer]]:
+    made: list[ToyServer] = []
+
+    def make(**options: Any) -> ToyServer:
+        made.append(ToyServer(**options))
+        return made[-1]
+
+    yield make
+    for toy in made:
+        toy.stop()
+
+
+@pytest.fixture(params=["sync", "async"])
+def connect(request: pytest.FixtureRequest) -> Iterator[Callable[..., Any]]:
+    """Makes clients of either kind, with the methods of the sync one."""
+    made: list[Any] = []
+
+    def make(address: str, **options: Any) -> Any:
+        kind = convserve_client.Client if request.param == "sync" else Blocking
+        made.append(kind(address, **options))
+        return made[-1]
+
+    yield make
+    for client in made:
+        client.shut() if isinstance(client, Blocking) else client.close()
+
+
+@pytest.fixture
+def client(connect: Callable[..., Any], server: ToyServer) -> Any:
+    return connect(server.address)
