@@ -9,7 +9,7 @@ ShapeError. A bool is not an integer here; NumPy's integers are.
 from __future__ import annotations
 
 from operator import index
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +25,6 @@ Sides: TypeAlias = tuple[Pair, Pair]
 # What callers may write for them.
 PairLike: TypeAlias = "int | tuple[int, int]"
 PaddingLike: TypeAlias = "int | tuple[int, int] | tuple[tuple[int, int], tuple[int, int]]"
-Rounding: TypeAlias = Literal["error", "floor", "ceil"]
 
 
 class Window(NamedTuple):

@@ -163,7 +163,7 @@ def _choose():
 
 
 def _end_idle_threads():
-    """End the OpenMP threads that wait for the calling thread; its next parallel loop starts anew."""
+    """End the OpenMP threads that wait for the calling thread; its next loop starts new ones."""
     omp_pause_resource_all(omp_pause_hard)
 
 

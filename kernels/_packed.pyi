@@ -1,0 +1,27 @@
+from convserve.kernels._arguments import Float32Array, PaddingLike, PairLike
+
+class PackedConv:
+    channels: int
+    filters: int
+    groups: int
+    kh: int
+    kw: int
+    block: int
+    blocks: int
+    planes: int
+    planar: bool
+    def __init__(
+        self,
+        weight: Float32Array,
+        bias: Float32Array | None,
+        height: int,
+        width: int,
+        stride: PairLike = 1,
+        padding: PaddingLike = 0,
+        dilation: PairLike = 1,
+        groups: int = 1,
+        rounding: str = "floor",
+        relu: bool = False,
+        planar: bool | None = None,
+    ) -> None: ...
+    def bench(self, images: int = 1, threads: int = 1, seconds: float = 0.2) -> float: ...
