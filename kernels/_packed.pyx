@@ -25,7 +25,7 @@ from convserve.kernels._core cimport Buffer, borrow, cs_kernels, release, table
 from convserve.kernels._arguments import conv_groups, conv_window, float32_array, integer
 
 # From this number of channels on, the blocked form is the quicker one.
-PLANAR_CHANNELS = 8
+PLANAR_CHANNELS = 8  # read by convserve.plan too
 
 
 cdef int source_planes(const Source *s) noexcept nogil:

@@ -1,0 +1,1 @@
+"""Models ready to run, batching across callers, and the repository of what is served."""

@@ -1,0 +1,210 @@
+"""A loaded model: checked inputs, plans for the outputs asked for, labels and preprocessing."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from convserve import model_file
+from convserve.errors import ModelFileError, ShapeError, UnknownNameError
+from convserve.graph import Graph
+from convserve.images import ImageSource, to_pixels
+from convserve.kernels._arguments import integer
+from convserve.kernels._cores import usable_cores
+from convserve.plan import Plan, compile_plan
+from convserve.preprocessing import Preprocessing
+
+__all__ = ["Model", "load", "newest_version", "top_k"]
+
+Array = npt.NDArray[np.float32]
+# Plans for other outputs than the model's own, kept at a time.
+MAX_PLANS = 16
+
+
+class Model:
+    """A model ready to predict; made by `convserve.load`. All methods may be called by any thread.
+
+    An image gives the same bits alone, in any batch, at any place in it and with any number of
+    threads.
+    """
+
+    def __init__(
+        self, file: model_file.ModelFile, *, name: str = "model", threads: int | None = None
+    ) -> None:
+        self.name = name
+        self.graph: Graph = file.graph
+        self.labels: tuple[str, ...] | None = file.labels
+        self.preprocessing: Preprocessing | None = file.preprocessing
+        self.provenance: dict[str, Any] = file.provenance
+        cores = usable_cores()
+        self.threads = cores if threads is None else min(integer(threads, "threads", 1), cores)
+        self._params = file.params
+        self._lock = threading.Lock()
+        self._plans: dict[tuple[str, ...], Plan] = {}
+        self._plan(tuple(self.graph.outputs.values()))
+
+    @classmethod
+    def from_file(
+        cls, file: model_file.ModelFile, *, name: str = "model", threads: int | None = None
+    ) -> Model:
+        """A model from the contents of a model file (or one that was just trained)."""
+        return cls(file, name=name, threads=threads)
+
+    @property
+    def input_name(self) -> str:
+        """The input tensor's name on the wire."""
+        return self.graph.input_name
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of one image."""
+        return self.graph.input_shape
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """The output tensors' names on the wire."""
+        return tuple(self.graph.outputs)
+
+    def predict(
+        self, x: npt.NDArray[Any], outputs: Sequence[str] | None = None
+    ) -> Array | dict[str, Array]:
+        """Runs a batch of images, float32 or uint8 [N, C, H, W], N from 0 on.
+
+        float32 is taken as already normalised; uint8 is raw pixels, 0 to 255, and gets the model's
+        mean and std. Returns the graph's output, such as float32[N, classes]; for a graph with
+        several outputs, or where `outputs` names layers ("conv1", "pool1", "logits"), a dict of
+        arrays by these names.
+
+        Raises ShapeError and TypeError for an x that does not fit, UnknownNameError for an output
+        that does not exist.
+        """
+        wire = self.graph.outputs if outputs is None else None
+        names = list(wire) if wire is not None else _names(outputs)
+        asked = [self.graph.resolve(name) for name in names]
+        results = self._plan(tuple(asked)).run(self._checked(x), self.threads)
+        if outputs is None and len(results) == 1:
+            return results[0]
+        return dict(zip(names, results, strict=True))
+
+    def classify(
+        self, images: Iterable[ImageSource], top_k: int = 5
+    ) -> list[list[tuple[str, float]]]:
+        """The `top_k` best (label, score) of each image, through the model's own preprocessing.
+
+        images: PIL images, uint8 arrays [H, W] or [H, W, 3], paths, or encoded images as bytes.
+        Raises ImageError for an image that can't be decoded.
+        """
+        if isinstance(images, (str, bytes, os.PathLike, np.ndarray)):
+            raise TypeError("images must be a list of images; for a single one give [image]")
+        preprocessing = self._needed_preprocessing("classify")
+        pixels = [to_pixels(image, preprocessing) for image in images]
+        if not pixels:
+            return []
+        name, layer = next(iter(self.graph.outputs.items()))
+        if len(self.graph.shape(layer)) != 1:
+            raise ShapeError(f"model {self.name!r}: its output {name!r} is not one score a class")
+        scores = self.predict(np.stack(pixels), outputs=[name])
+        assert isinstance(scores, dict)
+        return _top_k(scores[name], top_k, self.labels)
+
+    def _plan(self, layers: tuple[str, ...]) -> Plan:
+        plan = self._plans.get(layers)
+        if plan is None:
+            with self._lock:
+                plan = self._plans.get(layers)
+                if plan is None:
+                    plan = compile_plan(self.graph, self._params, layers)
+                    own = tuple(self.graph.outputs.values())
+                    while len(self._plans) > MAX_PLANS:
+                        self._plans.pop(next(key for key in self._plans if key != own))
+                    self._plans[layers] = plan
+        return plan
+
+    def _checked(self, x: npt.NDArray[Any]) -> Array:
+        if not isinstance(x, np.ndarray):
+            raise TypeError(f"x must be a numpy array, got {type(x).__name__}")
+        if x.dtype not in (np.float32, np.uint8):
+            raise TypeError(
+                f"x must be float32 (normalised) or uint8 (raw pixels), got {x.dtype}; "
+                "convert it with x.astype(numpy.float32)"
+            )
+        if x.shape[1:] != self.input_shape or x.ndim != 4:
+            hint = "; for one image give x[None]" if x.shape == self.input_shape else ""
+            expected = ", ".join(map(str, self.input_shape))
+            raise ShapeError(f"x must have the shape [N, {expected}], got {list(x.shape)}{hint}")
+        if x.dtype == np.uint8:
+            x = self._needed_preprocessing("predict with uint8 pixels").normalise(x)
+        return np.ascontiguousarray(x)
+
+    def _needed_preprocessing(self, what: str) -> Preprocessing:
+        if self.preprocessing is None:
+            raise TypeError(
+                f"model {self.name!r} has no preprocessing, which {what} needs; "
+                "give float32 arrays that are normalised as in its training"
+            )
+        return self.preprocessing
+
+
+def load(path: str | os.PathLike[str], threads: int | None = None) -> Model:
+    """Loads a model file, or from a directory DIR/<version>/model.npz the highest version.
+
+    threads: how many a call may use; by default the cores that this process may use.
+    Raises ModelFileError for anything missing or malformed.
+    """
+    path = Path(path)
+    name = path.stem
+    if path.is_dir():
+        name = path.resolve().name
+        path = newest_version(path)
+    return Model(model_file.load(path), name=name, threads=threads)
+
+
+def newest_version(directory: Path) -> Path:
+    """The model.npz of the highest version in DIR/<version>/; ModelFileError where there is none."""
+    versions = [
+        int(entry.name)
+        for entry in directory.iterdir()
+        if entry.name.isascii() and entry.name.isdigit() and (entry / "model.npz").is_file()
+    ]
+    if not versions:
+        raise ModelFileError(f"{directory}: it has no <version>/model.npz")
+    return directory / str(max(versions)) / "model.npz"
+
+
+def top_k(
+    scores: Array, k: int, labels: Sequence[str] | None = None
+) -> list[list[tuple[str, float]]]:
+    """The k best (label, score) of each row of float32[N, K], the highest first.
+
+    Of equal scores the lower index comes first, NaN comes last. Without labels the index stands
+    for them.
+    """
+    if not isinstance(scores, np.ndarray) or scores.ndim != 2:
+        raise ShapeError(f"scores must have the shape [N, classes], got {np.shape(scores)}")
+    k = min(integer(k, "top_k", 1), scores.shape[1])
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    best = np.take_along_axis(scores, order, axis=1)
+    return [
+        [(labels[i] if labels else str(i), float(s)) for i, s in zip(row, row_scores, strict=True)]
+        for row, row_scores in zip(order.tolist(), best.tolist(), strict=True)
+    ]
+
+
+_top_k = top_k  # where a parameter hides the name
+
+
+def _names(outputs: Any) -> list[str]:
+    if isinstance(outputs, str) or not isinstance(outputs, Sequence):
+        raise TypeError(f"outputs must be a list of names, got {outputs!r:.80}")
+    for name in outputs:
+        if not isinstance(name, str):
+            raise TypeError(f"outputs must be names, got {name!r:.80}")
+    if not outputs:
+        raise UnknownNameError("outputs must name at least one layer")
+    return list(dict.fromkeys(outputs))

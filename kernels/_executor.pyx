@@ -1,0 +1,287 @@
+"""The executor's Python face: `convserve.plan` describes tensors and operations, `run` walks them."""
+
+import numpy as np
+
+from libc.stdint cimport int32_t, int64_t
+from libc.stdlib cimport free, realloc
+
+from convserve.kernels._core cimport (
+    Buffer, cs_conv, cs_depthwise, cs_kernels, cs_pointwise, cs_pool, table,
+)
+from convserve.kernels._packed cimport PackedConv
+
+cdef extern from "executor.h" nogil:
+    enum: CS_STAGE, CS_CONV, CS_AFFINE, CS_DEPTHWISE, CS_MAX_POOL, CS_AVG_POOL, CS_GLOBAL_AVG_POOL
+    enum: CS_SCALE_SHIFT, CS_ADD, CS_CONCAT, CS_SOFTMAX, CS_FLATTEN, CS_OUTPUT
+
+    ctypedef struct cs_tensor:
+        int32_t channels, height, width, top, bottom, left, right, planar
+        int64_t px, row, plane, offset, image
+
+    ctypedef union cs_op_parameters:
+        cs_conv conv
+        cs_depthwise depthwise
+        cs_pool pool
+        cs_pointwise pointwise
+
+    ctypedef struct cs_op:
+        int32_t kind, phase, x, r, y, first
+        int64_t x_start
+        cs_op_parameters as_ "as"
+        const float *weight
+        const float *bias
+
+    ctypedef struct cs_plan:
+        const cs_kernels *kernels
+        const cs_tensor *tensors
+        const cs_op *ops
+        int32_t op_count, chunk
+
+    void cs_plan_run(const cs_plan *plan, int64_t n, const float *x, float **results,
+                     float **arenas, int threads)
+
+# Below this number of multiply-accumulates a call a second thread costs more than it brings.
+cdef double THREADS_FROM = 1e6
+cdef int MAX_OUTPUTS = 64
+cdef int MAX_THREADS = 256
+
+
+cdef class Executor:
+    """Tensors and operations in the order of their execution; built once, then run by any thread.
+
+    `chunk` is the number of images that one thread takes through the plan at a time.
+    """
+
+    cdef cs_plan plan
+    cdef cs_tensor *tensors
+    cdef cs_op *ops
+    cdef int tensor_count
+    cdef int64_t arena_floats
+    cdef double macs
+    cdef list kept          # owners of the weights
+    cdef list arenas        # that no call uses at the moment; guarded by the GIL
+    cdef list output_shapes
+
+    def __cinit__(self):
+        self.tensors = NULL
+        self.ops = NULL
+
+    def __init__(self, int chunk, double macs_per_image):
+        self.plan.kernels = table()
+        self.plan.chunk = chunk
+        self.macs = macs_per_image
+        self.kept, self.arenas, self.output_shapes = [], [], []
+
+    def __dealloc__(self):
+        free(self.tensors)
+        free(self.ops)
+
+    # -- tensors ------------------------------------------------------------------------------
+
+    def input(self, int channels, int height, int width):
+        """The plan's input, float32[N, C, H, W], C-contiguous; returns its number."""
+        cdef cs_tensor *t = self._tensor(channels, height, width, True)
+        t.row, t.plane = width, <int64_t>width * height
+        t.offset, t.image = -1, t.plane * channels
+        return self.tensor_count - 1
+
+    def tensor(self, int channels, int height, int width, halo, bint planar, bint whole_chunk):
+        """A tensor in the arena; halo = (top, bottom, left, right). Returns its number.
+
+        whole_chunk: holds all images of a chunk instead of one at a time.
+        """
+        cdef cs_tensor *t = self._tensor(channels, height, width, planar)
+        t.top, t.bottom, t.left, t.right = halo
+        t.row = t.px * (t.left + width + t.right)
+        t.plane = t.row * (t.top + height + t.bottom)
+        t.image = self._image_floats(t) if whole_chunk else 0
+        return self.tensor_count - 1
+
+    def floats(self, int number):
+        """What a tensor takes of the arena, in floats."""
+        cdef cs_tensor *t = &self.tensors[number]
+        return self._image_floats(t) * (self.plan.chunk if t.image else 1)
+
+    def place(self, int number, int64_t offset):
+        """Gives a tensor its place in the arena."""
+        self.tensors[number].offset = offset
+        self.arena_floats = max(self.arena_floats, offset + <int64_t>self.floats(number))
+
+    cdef cs_tensor *_tensor(self, int channels, int height, int width, bint planar) except NULL:
+        cdef void *grown = realloc(self.tensors, (self.tensor_count + 1) * sizeof(cs_tensor))
+        if grown == NULL:
+            raise MemoryError("no memory for a plan's tensors")
+        self.tensors = <cs_tensor *>grown
+        self.plan.tensors = self.tensors
+        cdef cs_tensor *t = &self.tensors[self.tensor_count]
+        self.tensor_count += 1
+        t[0] = cs_tensor(channels, height, width, 0, 0, 0, 0, planar, 0, 0, 0, 0, 0)
+        t.px = 1 if planar else self.plan.kernels.block
+        return t
+
+    cdef int64_t _image_floats(self, cs_tensor *t):
+        cdef int64_t planes = t.channels
+        if not t.planar:
+            planes = (planes + self.plan.kernels.block - 1) // self.plan.kernels.block
+        # Whole vectors: a flat tensor is written and read a vector at a time.
+        return (planes * t.plane + 15) // 16 * 16
+
+    # -- operations ---------------------------------------------------------------------------
+
+    cdef cs_op *_op(self, int kind, int phase, int x, int y) except NULL:
+        cdef void *grown = realloc(self.ops, (self.plan.op_count + 1) * sizeof(cs_op))
+        if grown == NULL:
+            raise MemoryError("no memory for a plan's operations")
+        self.ops = <cs_op *>grown
+        self.plan.ops = self.ops
+        cdef cs_op *op = &self.ops[self.plan.op_count]
+        self.plan.op_count += 1
+        op.kind, op.phase, op.x, op.r, op.y, op.first, op.x_start = kind, phase, x, -1, y, 0, 0
+        op.weight = op.bias = NULL
+        return op
+
+    def stage(self, int phase, int x, int y):
+        self._op(CS_STAGE, phase, x, y)
+
+    def flatten(self, int phase, int x, int y):
+        self._op(CS_FLATTEN, phase, x, y)
+
+    def softmax(self, int phase, int x, int y):
+        self._op(CS_SOFTMAX, phase, x, y)
+
+    def concat(self, int phase, int x, int y, int first_channel):
+        self._op(CS_CONCAT, phase, x, y).first = first_channel
+
+    def global_avg_pool(self, int phase, int x, int y):
+        self._op(CS_GLOBAL_AVG_POOL, phase, x, y)
+
+    def conv(self, int phase, int x, int y, PackedConv packed, window, residual=None):
+        """A convolution whose padding is x's halo; the residual is added before the activation."""
+        cdef cs_op *op = self._op(CS_CONV, phase, x, y)
+        cdef cs_tensor *tx = &self.tensors[x]
+        cdef cs_tensor *ty = &self.tensors[y]
+        cdef cs_tensor *tr
+        packed.read_from(tx.plane, tx.row, tx.px)
+        packed.write_to(ty.plane, ty.row, ty.px)
+        op.as_.conv = packed.conv
+        op.x_start = -<int64_t>window.pt * tx.row - window.pl * tx.px
+        self._keep(op, packed)
+        if residual is not None:
+            op.r = residual
+            tr = &self.tensors[op.r]
+            op.as_.conv.r_block, op.as_.conv.r_row, op.as_.conv.r_px = tr.plane, tr.row, tr.px
+
+    def affine(self, int phase, int x, int y, PackedConv packed):
+        """A convolution with a filter as large as the image; the chunk's images are its pixels."""
+        cdef cs_op *op = self._op(CS_AFFINE, phase, x, y)
+        cdef cs_tensor *tx = &self.tensors[x]
+        cdef cs_tensor *ty = &self.tensors[y]
+        packed.read_from(tx.plane, tx.row, tx.px)
+        packed.write_to(ty.plane, 0, ty.image)
+        op.as_.conv = packed.conv
+        op.as_.conv.x_px = tx.image
+        self._keep(op, packed)
+
+    cdef void _keep(self, cs_op *op, PackedConv packed):
+        op.weight, op.bias = packed.weights.data, packed.bias.data
+        self.kept.append(packed)
+
+    def depthwise(self, int phase, int x, int y, weight, bias, window, bint relu):
+        """One filter a channel: weight float32[C, KH, KW], bias float32[C]."""
+        cdef cs_op *op = self._op(CS_DEPTHWISE, phase, x, y)
+        cdef cs_tensor *tx = &self.tensors[x]
+        cdef cs_tensor *ty = &self.tensors[y]
+        cdef cs_depthwise *d = &op.as_.depthwise
+        d.oh, d.ow, d.kh, d.kw, d.activation = window.oh, window.ow, window.kh, window.kw, relu
+        d.x_plane, d.x_kh, d.x_kw = tx.plane, window.dh * tx.row, window.dw * tx.px
+        d.x_oh, d.x_px = window.sh * tx.row, window.sw * tx.px
+        d.y_block, d.y_row = ty.plane, ty.row
+        op.x_start = -<int64_t>window.pt * tx.row - window.pl * tx.px
+        # [C / b][KH][KW][b]
+        channels, kh, kw = weight.shape
+        width = self.plan.kernels.block
+        blocked = np.zeros((-(-channels // width), width, kh, kw), np.float32)
+        blocked.reshape(-1, kh, kw)[:channels] = weight
+        op.weight = self._constant(blocked.transpose(0, 2, 3, 1).ravel())
+        op.bias = self._constant(bias)
+
+    def scale_shift(self, int phase, int x, int y, scale, shift, bint relu):
+        """y = x * scale + shift by channel: float32[C] each."""
+        cdef cs_op *op = self._op(CS_SCALE_SHIFT, phase, x, y)
+        self._pointwise(op, relu)
+        op.weight = self._constant(scale)
+        op.bias = self._constant(shift)
+
+    def add(self, int phase, int x, int r, int y, bint relu):
+        cdef cs_op *op = self._op(CS_ADD, phase, x, y)
+        op.r = r
+        self._pointwise(op, relu)
+        op.as_.pointwise.b_row, op.as_.pointwise.b_plane = self.tensors[r].row, self.tensors[r].plane
+
+    cdef void _pointwise(self, cs_op *op, bint relu):
+        cdef cs_tensor *tx = &self.tensors[op.x]
+        cdef cs_tensor *ty = &self.tensors[op.y]
+        cdef cs_pointwise *p = &op.as_.pointwise
+        p.h, p.w, p.activation = ty.height, ty.width, relu
+        p.a_row, p.a_plane, p.y_row, p.y_plane = tx.row, tx.plane, ty.row, ty.plane
+
+    def pool(self, int phase, int x, int y, window, bint largest, bint count_padding):
+        cdef cs_op *op = self._op(CS_MAX_POOL if largest else CS_AVG_POOL, phase, x, y)
+        cdef cs_tensor *tx = &self.tensors[x]
+        cdef cs_tensor *ty = &self.tensors[y]
+        cdef cs_pool *p = &op.as_.pool
+        p.h, p.w, p.oh, p.ow = tx.height, tx.width, window.oh, window.ow
+        p.kh, p.kw, p.sh, p.sw = window.kh, window.kw, window.sh, window.sw
+        p.pt, p.pb, p.pl, p.pr = window.pt, window.pb, window.pl, window.pr
+        p.count_padding = count_padding
+        p.x_row, p.x_plane, p.y_row, p.y_plane = tx.row, tx.plane, ty.row, ty.plane
+
+    def output(self, int phase, int x, shape):
+        """The next result: tensor x as float32[N, *shape]."""
+        self._op(CS_OUTPUT, phase, x, -1).first = len(self.output_shapes)
+        self.output_shapes.append(tuple(shape))
+        if len(self.output_shapes) > MAX_OUTPUTS:
+            raise ValueError(f"a plan has at most {MAX_OUTPUTS} outputs")
+
+    cdef const float *_constant(self, values) except NULL:
+        """One value a channel (or any packed weights), zero up to a whole number of vectors."""
+        cdef const float[::1] v = np.ascontiguousarray(values, np.float32)
+        cdef Buffer buffer = Buffer((v.shape[0] + 15) // 16 * 16)
+        cdef Py_ssize_t i
+        for i in range(v.shape[0]):
+            buffer.data[i] = v[i]
+        self.kept.append(buffer)
+        return buffer.data
+
+    # -- running ------------------------------------------------------------------------------
+
+    @property
+    def arena_bytes(self):
+        """Memory that one thread needs for the plan's tensors."""
+        return self.arena_floats * 4
+
+    def run(self, x, int threads):
+        """x float32[N, C, H, W], C-contiguous, its shape already checked; list of new arrays."""
+        cdef const float[:, :, :, ::1] images = x
+        cdef int64_t n = images.shape[0]
+        cdef float *results[64]
+        cdef float *arenas[256]
+        cdef Buffer arena
+        cdef float[::1] flat
+        outs = [np.empty((n, *shape), np.float32) for shape in self.output_shapes]
+        if n == 0:
+            return outs
+        if n * self.macs < THREADS_FROM:
+            threads = 1
+        threads = max(1, min(threads, n, MAX_THREADS))
+        for i, out in enumerate(outs):
+            flat = out.reshape(-1)
+            results[i] = &flat[0]
+        used = [self.arenas.pop() if self.arenas else Buffer(self.arena_floats)
+                for _ in range(threads)]
+        for i, arena in enumerate(used):
+            arenas[i] = arena.data
+        with nogil:
+            cs_plan_run(&self.plan, n, &images[0, 0, 0, 0], results, arenas, threads)
+        self.arenas += used
+        return outs
