@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import grpc
+from convserve_client import protocol
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from convserve.engine.repository import ModelRepository
@@ -77,8 +78,8 @@ class Server:
             raise _cannot_listen(options.host, options.metrics_port, error) from None
         self.metrics_port = self._metrics.port
         self._grpc.start()
-        for served in repository.models():
-            self._health.set(served.name, health_pb2.HealthCheckResponse.SERVING)
+        for name in (protocol.SERVICE, *(served.name for served in repository.models())):
+            self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
         self._servicer.ready = True
 
     def _make_grpc(self, options: Options) -> grpc.Server:

@@ -1,0 +1,311 @@
+"""A real `convserve serve` process, shared by the tests, and the bare calls to talk to it."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import signal
+import subprocess
+import sys
+import threading
+import urllib.request
+from contextlib import ExitStack
+
+import grpc
+import numpy as np
+import pytest
+from convserve_client import protocol
+
+from convserve import model_file
+from convserve.engine.model import Model
+from convserve.engine.repository import ModelRepository, ServedModel
+from convserve.engine.scheduler import Batching, BatchScheduler
+from convserve.graph import Graph, architectures, layers
+from convserve.serving.server import Options, Server
+
+WAIT = 20.0  # seconds after which a test has failed; never waited for in full
+
+
+PROGRAM = (sys.executable, "-c", "from convserve.cli import main; main()")
+
+
+class Stub:
+    """The service's calls by name: `stub.ModelInfer(request)`."""
+
+    def __init__(self, channel):
+        self.channel = channel
+        for name, method in protocol.METHODS.items():
+            make = channel.stream_stream if method.server_streaming else channel.unary_unary
+            call = make(
+                protocol.path(name),
+                request_serializer=method.request.SerializeToString,
+                response_deserializer=method.response.FromString,
+            )
+            setattr(self, name, call)
+
+
+class ServerProcess:
+    """`convserve serve` with the given arguments, ready."""
+
+    def __init__(self, *arguments, log):
+        self._log = log
+        with log.open("wb") as stderr:
+            self.process = subprocess.Popen(
+                [*PROGRAM, "serve", *map(str, arguments), "--port", "0", "--metrics-port", "0"],
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                text=True,
+            )
+        watchdog = threading.Timer(WAIT, self.process.kill)
+        watchdog.start()
+        self.line = self.process.stdout.readline()
+        watchdog.cancel()
+        match = re.fullmatch(r"ready grpc=(\S+) metrics=(\S+) model=(\S+)\n", self.line)
+        if not match:
+            self.close()
+            raise AssertionError(f"no ready line but {self.line!r}; log:\n{self.log}")
+        self.address, self.metrics_address, self.model = match.groups()
+        self.channel = self.connect()
+        self.stub = Stub(self.channel)
+
+    @property
+    def log(self):
+        return self._log.read_text()
+
+    def connect(self):
+        """A channel with a connection of its own."""
+        return grpc.insecure_channel(self.address, [("grpc.use_local_subchannel_pool", 1)])
+
+    def page(self, path="/metrics"):
+        with urllib.request.urlopen(f"http://{self.metrics_address}{path}", timeout=WAIT) as reply:
+            return reply.read().decode()
+
+    def metric(self, sample):
+        """The value of a sample: `nv_inference_count{model="digits",version="2"}`."""
+        lines = self.page().splitlines()
+        values = [line.split()[-1] for line in lines if line.startswith(sample + " ")]
+        assert len(values) == 1, f"{sample}: {values}"
+        return float(values[0])
+
+    def signal(self, number=signal.SIGTERM):
+        self.process.send_signal(number)
+
+    def wait(self):
+        return self.process.wait(WAIT)
+
+    def close(self):
+        if hasattr(self, "channel"):
+            self.channel.close()
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait(WAIT)
+        self.process.stdout.close()
+
+
+def save(path, graph, seed, **keywords):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    params = graph.initialise(np.random.default_rng(seed))
+    model_file.save(path, model_file.ModelFile(graph, params, **keywords))
+    return path
+
+
+def plain_graph():
+    """An RGB model of two outputs, of which one is a feature map, and no preprocessing."""
+    graph = Graph((3, 8, 8), input_name="image")
+    features = graph.add(layers.Conv2d(5, 3, padding=1), name="features")
+    graph.add(layers.ReLU())
+    graph.add(layers.Flatten())
+    scores = graph.add(layers.Affine(4), name="scores")
+    graph.set_output(scores, "scores")
+    graph.set_output(features, "features")
+    return graph
+
+
+LABELS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "ninth: Ω")
+
+
+@pytest.fixture(scope="session")
+def repository(tmp_path_factory):
+    """digits/{1,2,10} of different weights, and plain/1."""
+    root = tmp_path_factory.mktemp("models")
+    preprocessing = model_file.Preprocessing(28, 28, "grey", (0.1307,), (0.3081,))
+    for version in (1, 2, 10):
+        save(
+            root / "digits" / str(version) / "model.npz",
+            architectures.build("lenet"),
+            version,
+            labels=LABELS,
+            preprocessing=preprocessing,
+        )
+    save(root / "plain" / "1" / "model.npz", plain_graph(), 0)
+    return root
+
+
+@pytest.fixture(scope="session")
+def digits_path(repository):
+    return repository / "digits" / "10" / "model.npz"
+
+
+@pytest.fixture(scope="session")
+def digits(digits_path):
+    """The served model in this process: what every answer is compared with, bit for bit."""
+    return Model.from_file(model_file.load(digits_path), name="digits")
+
+
+@pytest.fixture(scope="session")
+def plain(repository):
+    path = repository / "plain" / "1" / "model.npz"
+    return Model.from_file(model_file.load(path), name="plain")
+
+
+@pytest.fixture(scope="session")
+def server(repository, tmp_path_factory):
+    process = ServerProcess(
+        "--model-repository", repository, log=tmp_path_factory.mktemp("log") / "server.log"
+    )
+    yield process
+    process.close()
+    assert "Traceback" not in process.log, process.log
+
+
+@pytest.fixture
+def start_server(tmp_path):
+    """Start further processes; all are gone at the end of the test."""
+    number = itertools.count()
+    with ExitStack() as stack:
+
+        def start(*arguments):
+            process = ServerProcess(*arguments, log=tmp_path / f"{next(number)}.log")
+            stack.callback(process.close)
+            return process
+
+        yield start
+
+
+@pytest.fixture
+def stub(server):
+    return server.stub
+
+
+@pytest.fixture(scope="session")
+def pixels():
+    """uint8[16, 1, 28, 28]."""
+    return np.random.default_rng(7).integers(0, 256, (16, 1, 28, 28), np.uint8)
+
+
+@pytest.fixture(scope="session")
+def images(pixels, digits):
+    """The same as float32, normalised."""
+    return digits.preprocessing.normalise(pixels)
+
+
+@pytest.fixture
+def infer_request():
+    return make_request
+
+
+def make_request(x, *, model="digits", name="input", datatype=None, raw=True, **fields):
+    """A ModelInferRequest with one input."""
+    from convserve_client import tensors
+
+    datatype = datatype or tensors.datatype_of(x)
+    request = protocol.ModelInferRequest(model_name=model, **fields)
+    tensor = request.inputs.add(name=name, datatype=datatype, shape=x.shape)
+    if raw:
+        request.raw_input_contents.append(tensors.to_raw(x))
+    else:
+        tensor.contents.CopyFrom(tensors.to_contents(x))
+    return request
+
+
+@pytest.fixture
+def read_answer():
+    from convserve_client import tensors
+
+    def read(response):
+        return tensors.read_tensors(response.outputs, response.raw_output_contents)
+
+    return read
+
+
+@pytest.fixture
+def refused(stub):
+    """Call with a wrong request; returns the error after checking code and words."""
+
+    def check(request, code, *words, method="ModelInfer"):
+        with pytest.raises(grpc.RpcError) as caught:
+            getattr(stub, method)(request, timeout=WAIT)
+        error = caught.value
+        assert error.code() == getattr(grpc.StatusCode, code), error
+        for word in words:
+            assert word in error.details(), error.details()
+        return error
+
+    return check
+
+
+@pytest.fixture
+def unharmed(server, infer_request, read_answer, images, digits):
+    """After the test: live, ready, a good request answered to the same bits, nothing pending."""
+    expected = digits.predict(images[:3])
+    yield
+    assert server.stub.ServerLive(protocol.ServerLiveRequest(), timeout=WAIT).live
+    assert server.stub.ServerReady(protocol.ServerReadyRequest(), timeout=WAIT).ready
+    answer = server.stub.ModelInfer(infer_request(images[:3]), timeout=WAIT)
+    np.testing.assert_array_equal(read_answer(answer)["output"], expected)
+    pending = 'nv_inference_pending_request_count{model="digits",version="10"}'
+    assert server.metric(pending) == 0
+    assert server.process.poll() is None
+
+
+class GatedModel:
+    """A model whose computing a test holds and releases, and may break."""
+
+    def __init__(self, model):
+        self._model = model
+        self.batches = []
+        self.entered = threading.Semaphore(0)
+        self.gate = threading.Event()
+        self.gate.set()
+        self.fail = False
+
+    def __getattr__(self, name):
+        return getattr(self._model, name)
+
+    def predict(self, x, outputs=None):
+        self.batches.append(len(x))
+        self.entered.release()
+        assert self.gate.wait(WAIT)
+        if self.fail:
+            raise RuntimeError("secret of the house")
+        return self._model.predict(x)
+
+
+class GatedServer(Server):
+    """A server in this process around a GatedModel named "digits"."""
+
+    def __init__(self, model, **batching):
+        self.model = GatedModel(model)
+        self.scheduler = BatchScheduler(self.model, Batching(**batching))
+        served = ServedModel("digits", "10", self.model, self.scheduler)
+        super().__init__(ModelRepository({"digits": served}), Options(port=0, metrics_port=0))
+        self.channel = grpc.insecure_channel(f"127.0.0.1:{self.port}")
+        self.stub = Stub(self.channel)
+
+    def close(self):
+        self.model.gate.set()
+        assert self.stop(WAIT)
+        self.channel.close()
+
+
+@pytest.fixture
+def gated(digits):
+    """Start servers whose model the test holds; all are stopped at the end."""
+    with ExitStack() as stack:
+
+        def start(**batching):
+            server = GatedServer(digits, **batching)
+            stack.callback(server.close)
+            return server
+
+        yield start
