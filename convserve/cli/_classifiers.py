@@ -7,8 +7,8 @@ same ones: an image's scores don't depend on its batch or on where they are comp
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -37,7 +37,7 @@ class Classifier(Protocol):
     @property
     def classes(self) -> int: ...
 
-    def scores(self, batches: Iterable[Pixels]) -> Iterator[Scores]: ...
+    def scores(self, batches: Iterable[Pixels]) -> Generator[Scores, None, None]: ...
 
 
 class LocalClassifier:
@@ -53,7 +53,7 @@ class LocalClassifier:
         self.labels = self._model.labels
         self.preprocessing = _needed(self._model.preprocessing, str(path))
 
-    def scores(self, batches: Iterable[Pixels]) -> Iterator[Scores]:
+    def scores(self, batches: Iterable[Pixels]) -> Generator[Scores, None, None]:
         for batch in batches:
             yield _only(self._model.predict(batch))
 
@@ -75,11 +75,13 @@ class ServedClassifier:
         values = _parameter(config, "preprocessing", what)
         self.preprocessing = _needed(values and Preprocessing.from_dict(values), what)
 
-    def scores(self, batches: Iterable[Pixels]) -> Iterator[Scores]:
+    def scores(self, batches: Iterable[Pixels]) -> Generator[Scores, None, None]:
         results = self._client.predict_many(
             batches, model=self._name, batch=self._batch_size, in_flight=IN_FLIGHT
         )
-        return (_only(result) for result in results)
+        with closing(results):
+            for result in results:
+                yield _only(result)
 
 
 def open_classifier(

@@ -13,6 +13,7 @@ import numpy as np
 
 from convserve.cli._layer_bench import SHAPES, measure_layers
 from convserve.cli._timing import Timing, measure
+from convserve.kernels._cores import usable_cores
 
 
 def _counts(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, ...]:
@@ -89,7 +90,7 @@ def command(
     if layers:
         _bench_layers(shapes, threads or (1,), seconds or 0.2, as_json)
         return
-    threads = threads or tuple(sorted({1, _cores()}))
+    threads = threads or tuple(sorted({1, usable_cores()}))
     rows = (
         _model_timings(model, batch, threads, seconds or 1.0)
         if model is not None
@@ -161,9 +162,3 @@ def _bench_layers(shapes: Path, threads: tuple[int, ...], seconds: float, as_jso
             f"{row.network:<16}{row.layer:<32}{row.threads:8}{row.gflops:10.1f}{row.peak:9.1f}"
             f"{row.percent:8.1f}%"
         )
-
-
-def _cores() -> int:
-    from convserve.kernels import num_threads
-
-    return num_threads()

@@ -20,6 +20,7 @@ from convserve.cli._image_files import Decoder, ImageFiles
 from convserve.cli._parquet_writer import ParquetWriter, parts_folder
 from convserve.cli._progress import Progress
 from convserve.cli._row_writers import CsvFormat, JsonLinesFormat, RowWriter, TextWriter
+from convserve.kernels._cores import usable_cores
 
 FORMATS: dict[str, type[CsvFormat] | type[JsonLinesFormat]] = {
     ".csv": CsvFormat,
@@ -101,7 +102,7 @@ def command(
     output = None if output is None or str(output) == "-" else output
     _check_output(output, resume, overwrite)
     with open_classifier(model, server, model_name, batch_size, threads) as classifier:
-        decoder = Decoder(classifier.preprocessing, batch_size, decode_threads or _cores())
+        decoder = Decoder(classifier.preprocessing, batch_size, decode_threads or usable_cores())
         writer = _open_writer(output, min(top_k, classifier.classes), resume)
         with Progress("images") as progress:
             files = ImageFiles(paths, progress.fault)
@@ -149,8 +150,8 @@ def _run(
                     waiting.append(batch.paths)
                     yield batch.pixels
 
-    with closing(pixels(to_do())) as batches:
-        for scores in classifier.scores(batches):
+    with closing(pixels(to_do())) as batches, closing(classifier.scores(batches)) as results:
+        for scores in results:
             rankings = rank(scores, writer.top_k, classifier.labels)
             rows = list(zip(waiting.popleft(), rankings, strict=True))
             writer.write(rows)
@@ -184,12 +185,6 @@ def _open_writer(output: Path | None, top_k: int, resume: bool) -> RowWriter:
         return ParquetWriter(output, top_k, resume=resume)
     form = FORMATS[output.suffix.lower()] if output else CsvFormat
     return TextWriter(output, form(top_k), resume=resume)
-
-
-def _cores() -> int:
-    from convserve.kernels import num_threads
-
-    return num_threads()
 
 
 def _summary(progress: Progress, skipped: int, output: Path | None) -> str:
