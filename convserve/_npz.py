@@ -2,8 +2,7 @@
 
 NumPy's own reader allocates what a header claims and inflates what an archive claims; here each
 member must be stored plainly, be exactly as long as its header says, and have the dtype and shape
-that the caller expects, before any memory is taken for it. Faults are `NpzFault`, OSError, or one
-of zipfile's own errors: `FAULTS` is all of them.
+that the caller expects, before any memory is taken for it. Faults are `NpzFault` or OSError.
 """
 
 from __future__ import annotations
@@ -23,7 +22,9 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["FAULTS", "NpzFault", "Reader", "atomic_file", "open_regular", "write"]
+from convserve.errors import ConvserveError
+
+__all__ = ["FAULTS", "NpzFault", "Reader", "atomic_file", "reading", "write"]
 
 MAX_DIRECTORY = 16 << 20  # bytes of the archive's list of members
 _CHUNK = 1 << 18  # bytes; small enough to stay in cache while it is copied, checked and hashed
@@ -41,7 +42,7 @@ class NpzFault(ValueError):
     """What is wrong with an archive, in words."""
 
 
-# All that reading a hostile archive can raise.
+# All that reading a hostile archive, or writing one, can raise.
 FAULTS = (
     zipfile.BadZipFile,
     NotImplementedError,  # zipfile: an unknown compression or version
@@ -115,7 +116,7 @@ class Reader:
                     f"it has {self._infos[name].file_size - member.tell()}"
                 )
             array = np.empty(shape, descr)
-            data = memoryview(array.reshape(-1)).cast("B")
+            data = array.reshape(-1).view(np.uint8).data
             at = 0
             while piece := member.read(_CHUNK):  # the last read checks the CRC
                 data[at : at + len(piece)] = piece
@@ -154,8 +155,23 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
         raise
 
 
-def open_regular(path: Path) -> BinaryIO:
-    """The file, open for reading; refuses folders, and pipes that would block."""
+@contextmanager
+def reading(path: Path) -> Iterator[Reader]:
+    """The archive, open for reading; what zipfile finds wrong is an NpzFault too."""
+    with _open_regular(path) as file:
+        try:
+            yield Reader(file)
+        except (NpzFault, ConvserveError):
+            raise
+        except FAULTS as error:
+            detail = " ".join(str(error).split()) or type(error).__name__
+            raise NpzFault(f"the archive is damaged: {detail:.200}") from error
+
+
+def _open_regular(path: Path) -> BinaryIO:
+    """Refuses folders, and pipes that would block."""
+    if "\0" in str(path):
+        raise NpzFault("the path holds a null byte")
     mode = path.stat().st_mode
     if stat.S_ISDIR(mode):
         raise NpzFault("it is a folder")

@@ -22,7 +22,7 @@ from typing import Any, NoReturn
 import numpy as np
 import numpy.typing as npt
 
-from convserve._npz import FAULTS, NpzFault, Reader, open_regular, write
+from convserve._npz import FAULTS, NpzFault, Reader, reading, write
 from convserve.errors import ModelFileError
 from convserve.graph import Graph
 from convserve.preprocessing import Preprocessing
@@ -79,8 +79,8 @@ def load(path: str | os.PathLike[str]) -> ModelFile:
     ModelFileError for every fault, naming the file.
     """
     try:
-        with open_regular(Path(path)) as file:
-            return _read(Reader(file))
+        with reading(Path(path)) as reader:
+            return _read(reader)
     except FAULTS as error:
         _refuse(path, error)
 
@@ -142,7 +142,8 @@ def _check_meaning(model: ModelFile) -> None:
             raise NpzFault("its labels must be strings")
         if classes != (len(labels),):
             raise NpzFault(f"it has {len(labels)} labels for an output of shape {classes}")
-        "".join(labels).encode()  # no lone surrogates: UnicodeEncodeError is a ValueError
+        if any(0xD800 <= ord(c) <= 0xDFFF for label in labels for c in label):
+            raise NpzFault("its labels hold surrogates, which are no characters")
     if preprocessing is not None:
         makes = (preprocessing.channels, preprocessing.height, preprocessing.width)
         if makes != graph.input_shape:
@@ -186,9 +187,9 @@ def _to_json(model: ModelFile) -> bytes:
             allow_nan=False,
             ensure_ascii=False,
         )
-    except TypeError as error:
+        document = text.encode()
+    except (TypeError, ValueError, RecursionError) as error:
         raise NpzFault(f"its provenance must be JSON values: {error}") from None
-    document = text.encode()
     if len(document) > MAX_JSON:
         raise NpzFault(f"its description has {len(document)} bytes, over the limit of {MAX_JSON}")
     return document

@@ -63,7 +63,8 @@ class Preprocessing:
     @property
     def scale(self) -> npt.NDArray[np.float32]:
         """What `normalise` multiplies by, float32 [C]: 1 / (255 std), rounded once."""
-        return (1.0 / (255.0 * np.array(self.std))).astype(np.float32)
+        factors: npt.NDArray[np.float64] = 1.0 / (255.0 * np.array(self.std, np.float64))
+        return factors.astype(np.float32)
 
     @property
     def shift(self) -> npt.NDArray[np.float32]:

@@ -102,10 +102,10 @@ def _set_debug(ctx: click.Context, param: click.Parameter, value: bool) -> None:
 
 
 def _report(error: Exception) -> int:
-    if isinstance(error, getattr(click.exceptions, "NoArgsIsHelpError", ())):
-        error.show()  # the whole help
-        return 2
     if isinstance(error, click.UsageError):
+        if isinstance(error, getattr(click.exceptions, "NoArgsIsHelpError", ())):
+            error.show()  # the whole help
+            return error.exit_code
         where = error.ctx.command_path if error.ctx else "convserve"
         _error(f"{error.format_message().rstrip('.')} (try '{where} --help')")
         return error.exit_code

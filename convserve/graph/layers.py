@@ -154,8 +154,8 @@ class Conv2d(Operator):
 
     def macs(self, input_shapes: Sequence[Shape]) -> int:
         weight = self.parameters(input_shapes)["weight"].shape
-        window = self.window(input_shapes)
-        return prod(weight) * window.oh * window.ow
+        _, oh, ow = self.infer(input_shapes)
+        return prod(weight) * oh * ow
 
 
 @dataclass(frozen=True)
