@@ -63,13 +63,12 @@ class Preprocessing:
     @property
     def scale(self) -> npt.NDArray[np.float32]:
         """What `normalise` multiplies by, float32 [C]: 1 / (255 std), rounded once."""
-        factors: npt.NDArray[np.float64] = 1.0 / (255.0 * np.array(self.std, np.float64))
-        return factors.astype(np.float32)
+        return np.asarray(1.0 / (255.0 * np.array(self.std)), np.float32)
 
     @property
     def shift(self) -> npt.NDArray[np.float32]:
         """What `normalise` then subtracts, float32 [C]: mean / std, rounded once."""
-        return (np.array(self.mean) / np.array(self.std)).astype(np.float32)
+        return np.asarray(np.array(self.mean) / np.array(self.std), np.float32)
 
     def normalise(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """uint8 [N, C, H, W] to the network's float32 input: x · scale - shift.

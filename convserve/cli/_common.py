@@ -53,6 +53,8 @@ def run(group: click.Command, args: Sequence[str] | None = None) -> int:
     except (click.Abort, KeyboardInterrupt) as error:
         if state.debug:
             traceback.print_exception(error)
+        if isinstance(error.__cause__, EOFError):  # click takes it for an answer to a prompt
+            return _report(error.__cause__)
         _say("interrupted")
         return INTERRUPTED
     except Exception as error:
@@ -115,7 +117,8 @@ def _report(error: Exception) -> int:
     if isinstance(error, (ConvserveError, OSError, *_client_errors())):
         _error(str(error) or type(error).__name__)
         return 1
-    _error(f"unexpected {type(error).__name__}: {error} (--debug shows where)")
+    detail = f": {error}" if str(error) else ""
+    _error(f"unexpected {type(error).__name__}{detail} (--debug shows where)")
     return 1
 
 

@@ -1,0 +1,128 @@
+"""`convserve inspect`: the table, what convolutions save, and the JSON."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from convserve.cli import main
+from convserve.graph import Graph, architectures, layers
+from convserve.model_file import ModelFile, Preprocessing, save, weights_hash
+
+
+@pytest.fixture
+def lenet(tmp_path: Path) -> tuple[Path, ModelFile]:
+    graph = architectures.build("lenet")
+    model = ModelFile(
+        graph,
+        graph.initialise(0),
+        tuple("0123456789"),
+        Preprocessing(28, 28, "grey", (0.1307,), (0.3081,)),
+        {"data": "mnist", "accuracy": 0.991, "note": "[bold]\x1b[31m"},
+    )
+    save(tmp_path / "lenet.npz", model)
+    return tmp_path / "lenet.npz", model
+
+
+def inspect(*args: object) -> int:
+    with pytest.raises(SystemExit) as ended:
+        main(["inspect", *map(str, args)])
+    assert isinstance(ended.value.code, int)
+    return ended.value.code
+
+
+def rows(table: str) -> dict[str, list[str]]:
+    """The cells of each row by the layer's name."""
+    found = {}
+    for line in table.splitlines():
+        cells = [cell.strip() for cell in re.split("[│|]", line)[1:-1]]
+        if len(cells) == 7:
+            found[cells[0]] = cells[1:]
+    return found
+
+
+def test_the_table(lenet: tuple[Path, ModelFile], capsys: pytest.CaptureFixture[str]) -> None:
+    path, model = lenet
+    assert inspect(path) == 0
+    out = capsys.readouterr().out
+    table = rows(out)
+    assert table["input"][:2] == ["input", "1×28×28"]
+    assert table["conv1"] == [
+        "conv2d 5×5", "6×28×28", "156", "117,600", "3,692,640", "3,687,936",
+    ]  # fmt: skip
+    assert table["pool1"] == ["max_pool2d 2×2 stride 2", "6×14×14", "", "", "", ""]
+    assert table["affine3"] == ["affine", "10", "850", "840", "850", "840"]
+    assert table["total"][2:] == ["61,706", "416,520", "5,634,974", "5,628,456"]
+    assert [name for name in table if name not in ("input", "total")] == [
+        node.name for node in model.graph.nodes
+    ]
+    assert "91 times the parameters and 14 times the multiply-accumulates" in out
+    assert weights_hash(model.params) in out
+    assert "28×28 grey, bilinear, mean 0.1307, std 0.3081" in out
+    assert "10: 0, 1, 2" in out and "mnist" in out and "0.991" in out
+    assert r"[bold]\x1b[31m" in out and "\x1b" not in out  # as text, to no effect
+    assert out.splitlines()[0].strip() == str(path)
+
+
+def test_long_names_are_not_cut(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    graph = Graph((1, 4, 4), input_name="a long input name, as some have it:0")
+    name = "stage1/block1/branch2/" + "x" * 60
+    graph.add(layers.Conv2d(2, (3, 1), stride=(1, 3)), name=name)
+    save(tmp_path / "m.npz", ModelFile(graph, graph.initialise(0)))
+    assert inspect(tmp_path / "m.npz") == 0
+    table = rows(capsys.readouterr().out)
+    assert table[name][0] == "conv2d 3×1 stride 1×3"
+    assert graph.input_name in table
+
+
+def test_json(lenet: tuple[Path, ModelFile], capsys: pytest.CaptureFixture[str]) -> None:
+    path, model = lenet
+    assert inspect(path, "--json") == 0
+    data = json.loads(capsys.readouterr().out)
+    assert list(data) == [
+        "file", "format_version", "weights_hash", "labels", "preprocessing", "provenance", "input",
+        "outputs", "layers", "totals",
+    ]  # fmt: skip
+    assert data["file"] == str(path) and data["format_version"] == 1
+    assert data["input"] == {"name": "input", "shape": [1, 28, 28]}
+    assert data["outputs"] == [{"name": "output", "layer": "softmax1", "shape": [10]}]
+    assert data["labels"] == list("0123456789") and data["provenance"] == model.provenance
+    assert data["preprocessing"] == model.preprocessing.to_dict()  # type: ignore[union-attr]
+    assert data["weights_hash"] == weights_hash(model.params)
+    assert data["layers"][0] == {
+        "name": "conv1",
+        "op": "conv2d",
+        "inputs": ["input"],
+        "attributes": layers.Conv2d(6, 5, padding=2).attributes(),
+        "shape": [6, 28, 28],
+        "parameters": 156,
+        "macs": 117_600,
+        "dense_parameters": 3_692_640,
+        "dense_macs": 3_687_936,
+    }
+    for total, value in data["totals"].items():
+        assert value == sum(layer[total] for layer in data["layers"])
+
+
+def test_a_model_without_convolutions_or_extras(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    graph = Graph((1, 2, 2))
+    graph.add(layers.ReLU())
+    save(tmp_path / "m.npz", ModelFile(graph, {}))
+    assert inspect(tmp_path / "m.npz") == 0
+    out = capsys.readouterr().out
+    assert "times the parameters" not in out and "labels" not in out
+    assert inspect(tmp_path / "m.npz", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["preprocessing"] is None
+
+
+def test_a_bad_file_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "m.npz").write_bytes(b"PK\x03\x04 not really")
+    assert inspect(tmp_path / "m.npz") == 1
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1
+    assert err.startswith(f"convserve: error: {tmp_path / 'm.npz'}: ")
