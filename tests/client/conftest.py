@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -23,7 +24,7 @@ CLASSES = 3
 
 def scores_of(x: np.ndarray) -> np.ndarray:
     """What the toy model computes: per image its sum, its first element, and 1."""
-    flat = x.reshape(len(x), -1).astype(np.float32)
+    flat = x.reshape(len(x), math.prod(x.shape[1:])).astype(np.float32)
     return np.stack([flat.sum(axis=1), flat[:, 0], np.ones(len(x), np.float32)], axis=1)
 
 

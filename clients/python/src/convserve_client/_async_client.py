@@ -13,7 +13,7 @@ import grpc
 
 from convserve_client._base import IN_FLIGHT, ClientBase, Remaining
 from convserve_client._channel import check_count
-from convserve_client._flows import Call, Flow, Infer, Ranking, Result, Sleep
+from convserve_client._flows import Call, Flow, Infer, Ranking, Result, Sleep, output_names
 from convserve_client._many import Stream
 from convserve_client._model import Array
 from convserve_client._requests import Request, read_answer
@@ -143,11 +143,12 @@ class AsyncClient(ClientBase):
         check_count("batch", batch)
         check_count("in_flight", in_flight)
         limit = self._limit(timeout)
+        names = output_names(outputs)
         self._check_open()
 
         async def results() -> AsyncGenerator[Result, None]:
             info = await self._run(self._flows.learn(model, version), timeout)
-            target = self._flows.target(info, version, outputs)
+            target = self._flows.target(info, version, names)
             stream = Stream(target, batch)
             requests = stream.requests_async(_each(items))
             async with aclosing(self._pipeline(requests, in_flight, lambda: limit)) as pairs:

@@ -124,13 +124,12 @@ class Flows:
         try:
             while True:
                 with contextlib.suppress(UnavailableError):
-                    ready = yield from self.server_ready(wait=True)
-                    reason = "the server says that it is not ready"
-                    if ready and model is not None:
-                        ready = yield from self.model_ready(model, version)
-                        reason = f"model {model!r} is not ready"
-                    if ready:
+                    if not (yield from self.server_ready(wait=True)):
+                        reason = "the server says that it is not ready"
+                    elif model is None or (yield from self.model_ready(model, version)):
                         return
+                    else:
+                        reason = f"model {model!r} is not ready"
                 yield Sleep(0.05)
         except DeadlineExceededError:
             raise DeadlineExceededError(f"{self.address} is not ready: {reason}") from None
@@ -160,10 +159,9 @@ class Flows:
             return (yield from work((yield from self.learn(name, version))))
         try:
             return (yield from work(known))
-        except (NotFoundError, InvalidRequestError) as error:
-            self._models.pop((name, version), None)
-            if isinstance(error, NotFoundError):
-                self._only_model = None
+        except (NotFoundError, InvalidRequestError):
+            self._models.pop((name, version), None)  # or another thread has
+            self._only_model = None
             now = yield from self.learn(model, version)
             if now == known:
                 raise
@@ -184,13 +182,8 @@ class Flows:
 
     # ---- Inference ----
 
-    def target(self, info: ModelInfo, version: str, outputs: Sequence[str] | None) -> Target:
-        if isinstance(outputs, str):
-            raise TypeError(f"outputs must be a sequence of names, got the string {outputs!r}")
-        if outputs is not None and not outputs:
-            raise InvalidRequestError("outputs must name at least one output, or be None for all")
-        names = None if outputs is None else tuple(dict.fromkeys(outputs))
-        return Target(info, version, names, self.max_message_bytes)
+    def target(self, info: ModelInfo, version: str, outputs: tuple[str, ...] | None) -> Target:
+        return Target(info, version, outputs, self.max_message_bytes)
 
     def _infer(self, target: Target, requests: Iterator[Request]) -> Flow[list[Answer]]:
         """Sends one request by itself, several of them pipelined."""
@@ -206,9 +199,10 @@ class Flows:
         self, x: Array, model: str | None, version: str, outputs: Sequence[str] | None
     ) -> Flow[Result]:
         check_dtype(x)
+        names = output_names(outputs)
 
         def work(info: ModelInfo) -> Flow[Result]:
-            target = self.target(info, version, outputs)
+            target = self.target(info, version, names)
             info.check(x)
             if info.batched and len(x) == 0:
                 return present(info.empty(target.outputs), target.outputs)
@@ -227,7 +221,7 @@ class Flows:
             return []
 
         def work(info: ModelInfo) -> Flow[list[Ranking]]:
-            target = self.target(info, version, [output.name for output in info.outputs[:1]])
+            target = self.target(info, version, tuple(output.name for output in info.outputs[:1]))
             if isinstance(batch, np.ndarray):
                 info.check(batch)
                 requests = target.split(batch)
@@ -247,6 +241,17 @@ class Flows:
             return rankings
 
         return (yield from self._with_model(model, version, work))
+
+
+def output_names(outputs: Sequence[str] | None) -> tuple[str, ...] | None:
+    """The outputs asked for, each once; None for all that the model declares."""
+    if outputs is None:
+        return None
+    if isinstance(outputs, str):
+        raise TypeError(f"outputs must be a sequence of names, got the string {outputs!r}")
+    if not outputs:
+        raise InvalidRequestError("outputs must name at least one output, or be None for all")
+    return tuple(dict.fromkeys(outputs))
 
 
 def _chain(first: Request, second: Request, rest: Iterator[Request]) -> Iterator[Request]:
