@@ -1,5 +1,7 @@
 from convserve.kernels._arguments import Float32Array, PaddingLike, PairLike
 
+PLANAR_CHANNELS: int
+
 class PackedConv:
     channels: int
     filters: int

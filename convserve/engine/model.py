@@ -166,7 +166,7 @@ def load(path: str | os.PathLike[str], threads: int | None = None) -> Model:
 
 
 def newest_version(directory: Path) -> Path:
-    """The model.npz of the highest version in DIR/<version>/; ModelFileError where there is none."""
+    """The highest version's DIR/<version>/model.npz; ModelFileError where there is none."""
     versions = [
         int(entry.name)
         for entry in directory.iterdir()

@@ -43,7 +43,7 @@ class Plan:
     @property
     def arena_bytes(self) -> int:
         """Memory for the values between the layers, a thread."""
-        return self._executor.arena_bytes
+        return int(self._executor.arena_bytes)
 
     def run(self, x: Array, threads: int = 1) -> list[Array]:
         """x: float32[N, C, H, W], C-contiguous. Returns new arrays, one for each output."""
@@ -145,9 +145,9 @@ class _Compiler:
             if step.residual:
                 self.read(self.values[step.residual], None, phase, now)
         for name in self.asked:
-            value = self.values.get(self.steps.outputs[name])
-            if value is not None:
-                value.last = end
+            asked = self.values.get(self.steps.outputs[name])
+            if asked is not None:
+                asked.last = end
         for value in [*self.values.values(), *self.copies.values()]:
             if value.chunk and value.phase == 0:
                 value.first = 0  # it is filled over all images of the chunk

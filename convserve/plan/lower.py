@@ -65,15 +65,14 @@ class _Lowering:
         self.readers: dict[str, list[Node]] = {}
         self.shapes: dict[str, Shape] = {graph.input_name: graph.input_shape}
         self.kept: set[str] = set()
-        self.find_aliases(set(outputs))
+        self.find_aliases()
         self.asked = {output: self.value(output) for output in outputs}
         self.kept.update(self.asked.values())
 
-    def find_aliases(self, outputs: set[str]) -> None:
+    def find_aliases(self) -> None:
         for node in self.nodes:
-            if isinstance(node.op, layers.Dropout):
-                self.alias[node.name] = node.inputs[0]
-            elif isinstance(node.op, layers.Flatten) and self.is_free(node):
+            free = isinstance(node.op, layers.Flatten) and self.is_free(node)
+            if free or isinstance(node.op, layers.Dropout):
                 self.alias[node.name] = node.inputs[0]
         for node in self.nodes:
             if node.name not in self.alias:
