@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from convserve.kernels import _core
 
 from convserve import kernels
+from convserve.kernels import _core
 
 KNOWN_ISAS = ("base", "avx2", "avx512")
 
