@@ -1,0 +1,67 @@
+"""The scripts in examples/ run and say what they should."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import convserve
+from convserve.cli._child_server import child_server
+from convserve.model_file import ModelFile, save
+from convserve.preprocessing import Preprocessing
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+def example(name: str, *arguments: object) -> str:
+    return subprocess.run(
+        [sys.executable, EXAMPLES / f"{name}.py", *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+        timeout=60,
+    ).stdout
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    path = tmp_path_factory.mktemp("served") / "lenet.npz"
+    graph = convserve.architectures.build("lenet")
+    preprocessing = Preprocessing(28, 28, "grey", (0.13,), (0.31,))
+    params = graph.initialise(np.random.default_rng(1))
+    save(path, ModelFile(graph, params, tuple("0123456789"), preprocessing))
+    with child_server(path) as address:
+        yield address
+
+
+def test_every_example_is_tested() -> None:
+    names = {path.stem for path in EXAMPLES.glob("*.py")}
+    assert names == {"client_predict", "conv_by_hand", "own_graph", "triton_client"}
+
+
+def test_conv_by_hand() -> None:
+    out = example("conv_by_hand")
+    assert "(7 + 2*1 - 3) / 2 + 1 = 4" in out
+    assert "(7 + 2*0 - 3) / 3 + 1 does not divide: conv2d: " in out
+
+
+def test_own_graph() -> None:
+    out = example("own_graph")
+    assert "refused:" in out and "predict: (5, 2)" in out and "pool1: (5, 16, 16, 16)" in out
+
+
+def test_client_predict(address: str, tmp_path: Path) -> None:
+    Image.new("L", (28, 28), 9).save(tmp_path / "a.png")
+    out = example("client_predict", address, tmp_path / "a.png")
+    assert "a.png" in out and "predict: (100, 10)" in out and "100 results" in out
+
+
+def test_triton_client(address: str) -> None:
+    out = example("triton_client", address, "lenet")
+    assert "scores: (4, 10)" in out and out.count("best:") == 4
