@@ -70,31 +70,35 @@ def _totals(rows: list[LayerSummary]) -> dict[str, int]:
 
 
 def _print_table(path: Path, model: ModelFile) -> None:
+    from rich.box import SIMPLE_HEAVY
     from rich.console import Console
     from rich.table import Table
 
     rows = summarise(model.graph)
     totals = _totals(rows)
-    table = Table(title=printable(path), title_justify="left", show_footer=True)
+    table = Table(show_footer=True, box=SIMPLE_HEAVY)
     table.add_column("layer", "total", no_wrap=True)
     table.add_column("operator", no_wrap=True)
     table.add_column("output", no_wrap=True)
     for header, total in zip(
-        ("parameters", "MACs", "if dense: parameters", "if dense: MACs"),
+        ("parameters", "MACs", "if dense:\nparameters", "if dense:\nMACs"),
         totals.values(),
         strict=True,
     ):
-        table.add_column(header, f"{total:,}", justify="right")
+        table.add_column(header, f"{total:,}", justify="right", no_wrap=True)
     table.add_row(printable(model.graph.input_name), "input", _dims(model.graph.input_shape))
+    previous = model.graph.input_name
     for row in rows:
+        operator = _operator(model.graph, row)
+        if row.inputs != (previous,):
+            operator += f" of {', '.join(map(printable, row.inputs))}"
+        previous = row.name
         costs = (row.parameters, row.macs, row.dense_parameters, row.dense_macs)
-        table.add_row(
-            row.name, _operator(model.graph, row), _dims(row.shape), *(_count(n) for n in costs)
-        )
-    # In a pipe there is no width to keep to, and a cut name is worse than a long line.
-    console = Console(markup=False, highlight=False)
-    if not console.is_terminal:
-        console.width = 250
+        table.add_row(row.name, operator, _dims(row.shape), *(_count(n) for n in costs))
+    # A cut name or number is worse than a line that the terminal breaks.
+    console = Console(markup=False, highlight=False, width=10_000)
+    console.width = console.measure(table).maximum
+    console.print(printable(path), soft_wrap=True)
     console.print(table)
     for line in _notes(model, totals):
         console.print(printable(line), soft_wrap=True)
