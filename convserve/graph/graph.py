@@ -84,7 +84,8 @@ class Graph:
             if op.arity is None and len(sources) < 2:
                 raise ShapeError(f"{op.op} needs two or more inputs, got {len(sources)}")
             if op.arity is not None and len(sources) != op.arity:
-                raise ShapeError(f"{op.op} needs {op.arity} inputs, got {len(sources)}")
+                plural = "" if op.arity == 1 else "s"
+                raise ShapeError(f"{op.op} needs {op.arity} input{plural}, got {len(sources)}")
             shape = op.infer(shapes)
             _check_elements(shape, "the output")
             for parameter, spec in op.parameters(shapes).items():

@@ -14,9 +14,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from math import prod
-from typing import Any, ClassVar, NamedTuple, TypeAlias
+from typing import Any, ClassVar
 
 from convserve.errors import ShapeError, UnknownNameError
+from convserve.graph._operator import (
+    Operator,
+    ParameterSpec,
+    Shape,
+    boolean,
+    choice,
+    flat,
+    image,
+    with_bias,
+)
 from convserve.kernels._arguments import (
     PaddingLike,
     PairLike,
@@ -49,45 +59,6 @@ __all__ = [
     "operators",
 ]
 
-Shape: TypeAlias = tuple[int, ...]
-
-
-class ParameterSpec(NamedTuple):
-    """One parameter array of a layer: its shape, and whether training changes it by gradient."""
-
-    shape: Shape
-    trainable: bool = True
-
-
-@dataclass(frozen=True)
-class Operator:
-    """What every operator can tell about itself, given the shapes of its inputs."""
-
-    op: ClassVar[str] = ""  # its name in files
-    prefix: ClassVar[str] = ""  # of the default layer names: conv1, conv2, ...
-    arity: ClassVar[int | None] = 1  # None: two or more
-
-    def infer(self, input_shapes: Sequence[Shape]) -> Shape:
-        """The output's shape; ShapeError where the inputs do not fit."""
-        return input_shapes[0]
-
-    def parameters(self, input_shapes: Sequence[Shape]) -> dict[str, ParameterSpec]:
-        """Its parameter arrays by name, in the order of a model file."""
-        return {}
-
-    def macs(self, input_shapes: Sequence[Shape]) -> int:
-        """Multiply-accumulates an image, of convolution and affine layers; 0 for the others."""
-        return 0
-
-    def attributes(self) -> dict[str, Any]:
-        """Its fields as JSON values."""
-        return {f.name: _to_json(getattr(self, f.name)) for f in fields(self)}
-
-    def _set(self, **values: Any) -> None:
-        """Stores normalised values in a frozen instance."""
-        for name, value in values.items():
-            object.__setattr__(self, name, value)
-
 
 @dataclass(frozen=True)
 class Conv2d(Operator):
@@ -117,8 +88,8 @@ class Conv2d(Operator):
             padding=padding_sides(self.padding),
             dilation=pair(self.dilation, "dilation"),
             groups=integer(self.groups, "groups", 1),
-            bias=_boolean(self.bias, "bias"),
-            rounding=_choice(self.rounding, "rounding", ("error", "floor")),
+            bias=boolean(self.bias, "bias"),
+            rounding=choice(self.rounding, "rounding", ("error", "floor")),
         )
         if self.out_channels % self.groups:
             raise ShapeError(
@@ -128,7 +99,7 @@ class Conv2d(Operator):
 
     def window(self, input_shapes: Sequence[Shape]) -> Window:
         """The filter's window over this input, with the output size."""
-        channels, height, width = _image(input_shapes[0], self.op)
+        channels, height, width = image(input_shapes[0], self.op)
         if channels % self.groups:
             raise ShapeError(
                 f"{self.op}: groups must divide the input's channels, "
@@ -150,7 +121,7 @@ class Conv2d(Operator):
     def parameters(self, input_shapes: Sequence[Shape]) -> dict[str, ParameterSpec]:
         channels = input_shapes[0][0] // self.groups
         weight = ParameterSpec((self.out_channels, channels, *_pair(self.kernel_size)))
-        return _with_bias(weight, self.bias)
+        return with_bias(weight, self.bias)
 
     def macs(self, input_shapes: Sequence[Shape]) -> int:
         weight = self.parameters(input_shapes)["weight"].shape
@@ -175,12 +146,12 @@ class _Pool2d(Operator):
             size=size,
             stride=size if self.stride is None else pair(self.stride, "stride"),
             padding=padding_sides(self.padding),
-            rounding=_choice(self.rounding, "rounding", ("error", "floor", "ceil")),
+            rounding=choice(self.rounding, "rounding", ("error", "floor", "ceil")),
         )
 
     def window(self, input_shapes: Sequence[Shape]) -> Window:
         """The pooling window over this input, with the output size."""
-        _, height, width = _image(input_shapes[0], self.op)
+        _, height, width = image(input_shapes[0], self.op)
         return pool_window(
             (height, width), self.size, self.stride, self.padding, self.rounding, self.op
         )
@@ -207,7 +178,7 @@ class AvgPool2d(_Pool2d):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._set(count_include_pad=_boolean(self.count_include_pad, "count_include_pad"))
+        self._set(count_include_pad=boolean(self.count_include_pad, "count_include_pad"))
 
 
 @dataclass(frozen=True)
@@ -218,7 +189,7 @@ class GlobalAvgPool2d(Operator):
     prefix: ClassVar[str] = "global_pool"
 
     def infer(self, input_shapes: Sequence[Shape]) -> Shape:
-        return _image(input_shapes[0], self.op)[0], 1, 1
+        return image(input_shapes[0], self.op)[0], 1, 1
 
 
 @dataclass(frozen=True)
@@ -234,15 +205,15 @@ class Affine(Operator):
     def __post_init__(self) -> None:
         self._set(
             out_features=integer(self.out_features, "out_features", 1),
-            bias=_boolean(self.bias, "bias"),
+            bias=boolean(self.bias, "bias"),
         )
 
     def infer(self, input_shapes: Sequence[Shape]) -> Shape:
-        _flat(input_shapes[0], self.op)
+        flat(input_shapes[0], self.op)
         return (self.out_features,)
 
     def parameters(self, input_shapes: Sequence[Shape]) -> dict[str, ParameterSpec]:
-        return _with_bias(ParameterSpec((self.out_features, input_shapes[0][0])), self.bias)
+        return with_bias(ParameterSpec((self.out_features, input_shapes[0][0])), self.bias)
 
     def macs(self, input_shapes: Sequence[Shape]) -> int:
         return self.out_features * input_shapes[0][0]
@@ -275,7 +246,7 @@ class Softmax(Operator):
     prefix: ClassVar[str] = "softmax"
 
     def infer(self, input_shapes: Sequence[Shape]) -> Shape:
-        _flat(input_shapes[0], self.op)
+        flat(input_shapes[0], self.op)
         return input_shapes[0]
 
 
@@ -350,9 +321,9 @@ class Concat(Operator):
     arity: ClassVar[int | None] = None
 
     def infer(self, input_shapes: Sequence[Shape]) -> Shape:
-        first = _image(input_shapes[0], self.op)
+        first = image(input_shapes[0], self.op)
         for shape in input_shapes:
-            if _image(shape, self.op)[1:] != first[1:]:
+            if image(shape, self.op)[1:] != first[1:]:
                 raise ShapeError(
                     f"concat: the inputs must have equal height and width, got {first} and {shape}"
                 )
@@ -403,44 +374,7 @@ def from_attributes(op: str, attributes: Mapping[str, Any]) -> Operator:
     return cls(**attributes)
 
 
-def _with_bias(weight: ParameterSpec, bias: bool) -> dict[str, ParameterSpec]:
-    specs = {"weight": weight}
-    if bias:
-        specs["bias"] = ParameterSpec(weight.shape[:1])
-    return specs
-
-
-def _image(shape: Shape, op: str) -> tuple[int, int, int]:
-    if len(shape) != 3:
-        raise ShapeError(f"{op} needs an input of (channels, height, width), got {shape}")
-    return shape[0], shape[1], shape[2]
-
-
-def _flat(shape: Shape, op: str) -> None:
-    if len(shape) != 1:
-        raise ShapeError(f"{op} needs a flat input, got {shape}: add Flatten() before")
-
-
 def _pair(value: PairLike) -> tuple[int, int]:
     """A normalised field, for the type checker."""
     assert isinstance(value, tuple)
     return value
-
-
-def _boolean(value: object, name: str) -> bool:
-    if not isinstance(value, bool):
-        raise TypeError(f"{name} must be True or False, got {value!r:.80}")
-    return value
-
-
-def _choice(value: object, name: str, allowed: tuple[str, ...]) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"{name} must be a string, got {value!r:.80}")
-    if value not in allowed:
-        choices = ", ".join(f'"{choice}"' for choice in allowed)
-        raise ShapeError(f"{name} must be one of {choices}, got {value!r:.80}")
-    return value
-
-
-def _to_json(value: Any) -> Any:
-    return [_to_json(item) for item in value] if isinstance(value, tuple) else value

@@ -121,7 +121,7 @@ def test_errors_name_the_layer() -> None:
         g.add(layers.Add())
     with pytest.raises(ShapeError, match="layer 'concat1': concat needs two or more inputs"):
         g.add(layers.Concat())
-    with pytest.raises(ShapeError, match="layer 'r': relu needs 1 inputs, got 2"):
+    with pytest.raises(ShapeError, match="layer 'r': relu needs 1 input, got 2"):
         g.add(layers.ReLU(), "input", "input", name="r")
     g.add(layers.ReLU(), name="r")
     with pytest.raises(ShapeError, match="layer 'r': the name is taken"):

@@ -154,7 +154,7 @@ def node(**changes: Any) -> dict[str, Any]:
         (node(inputs=[]), "layer 'conv1': it has no inputs"),
         (node(inputs=["conv1"]), "layer 'conv1': no layer is named 'conv1'"),
         (node(inputs=[["input"]]), "layer 'conv1': no layer is named"),
-        (node(inputs=["input", "input"]), "layer 'conv1': conv2d needs 1 inputs, got 2"),
+        (node(inputs=["input", "input"]), "layer 'conv1': conv2d needs 1 input, got 2"),
         (node(name="input"), "layer 'input': the name is taken"),
         (node(name="a b"), "a layer's name must be"),
         (node(attributes={}), "layer 'conv1': conv2d: .*lacks the attribute 'out_channels'"),
