@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import json
 import math
 import threading
@@ -13,10 +12,11 @@ from concurrent import futures
 from dataclasses import dataclass, field
 from typing import Any
 
-import convserve_client
 import grpc
 import numpy as np
 import pytest
+
+import convserve_client
 from convserve_client import protocol, tensors
 
 CLASSES = 3
@@ -231,7 +231,6 @@ class Blocking:
     def shut(self) -> None:
         self._wait(self.client.close())
         self._wait(self._loop.shutdown_asyncgens())
-        gc.collect()
         self._wait(asyncio.sleep(0))
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()

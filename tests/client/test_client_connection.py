@@ -12,6 +12,7 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+
 from convserve_client import AsyncClient, Client, errors
 
 UNAVAILABLE = grpc.StatusCode.UNAVAILABLE

@@ -8,10 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import convserve_client
 import grpc
 import numpy as np
 import pytest
+
+import convserve_client
 from convserve_client import Client, errors, protocol
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+
 from convserve_client import AsyncClient, errors
 
 
@@ -186,21 +187,21 @@ def test_async_iterables_are_pulled_as_they_are_needed(server: Any) -> None:
     np.testing.assert_array_equal(np.stack(asyncio.run(main())), server.scores_of(x))
 
 
-def test_cancelling_the_task_cancels_the_calls(server: Any) -> None:
+@pytest.mark.parametrize("many", [False, True])
+def test_cancelling_the_task_cancels_the_calls(server: Any, many: bool) -> None:
     server.hold = threading.Event()
+    x = server.images(12)
 
     async def main() -> None:
         async with AsyncClient(server.address) as client:
-            calls = [
-                client.predict(server.images(20)),
-                anext(client.predict_many([*server.images(9)])),
-            ]
-            for call in calls:
-                task = asyncio.ensure_future(call)
+            call = anext(client.predict_many(x, batch=4)) if many else client.predict(x)
+            task = asyncio.ensure_future(call)
+            for _ in range(3):
                 assert await asyncio.to_thread(server.arrived.acquire, timeout=5)
-                task.cancel()
-                with pytest.raises(asyncio.CancelledError):
-                    await task
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            for _ in range(3):
                 assert await asyncio.to_thread(server.cancelled.acquire, timeout=5)
 
     asyncio.run(main())

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from convserve_client import protocol, tensors
 
 tritonclient = pytest.importorskip("tritonclient.grpc")

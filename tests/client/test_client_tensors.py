@@ -6,10 +6,11 @@ import struct
 
 import numpy as np
 import pytest
-from convserve_client import protocol, tensors
 from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+
+from convserve_client import protocol, tensors
 
 NUMERIC = [name for name in tensors.DATATYPES if name not in ("BYTES", "BF16")]
 arrays = st.sampled_from(NUMERIC).flatmap(
