@@ -136,9 +136,10 @@ def test_an_error_of_the_server_comes_up_at_its_place_and_cancels(
 
 def test_closing_early_cancels_what_is_out(client: Any, server: Any) -> None:
     x = server.images(40)
-    gate = threading.Event()
+    all_out, gate = threading.Barrier(4), threading.Event()
 
     def delay(request: Any) -> float:
+        all_out.wait(10)
         if request.raw_input_contents[0] != x[0].tobytes():
             gate.wait(10)
         return 0.0
@@ -146,12 +147,11 @@ def test_closing_early_cancels_what_is_out(client: Any, server: Any) -> None:
     server.delay = delay
     results = client.predict_many(x, batch=1, in_flight=4)
     next(results)
-    for _ in range(4):
-        assert server.arrived.acquire(timeout=5)
     results.close()
     for _ in range(3):
         assert server.cancelled.acquire(timeout=5)
     gate.set()
+    server.delay = lambda request: 0.0
     np.testing.assert_array_equal(client.predict(x), server.scores_of(x))
 
 
