@@ -170,6 +170,7 @@ class BatchScheduler:
         self._queue: deque[Request] = deque()
         self._busy = False
         self._stopping = False
+        self._delay = self.batching.max_queue_delay
         self._batch_seconds = 0.0  # of the last batch, to tell a rejected caller when to retry
         self._thread = threading.Thread(target=self._loop, name=f"compute {name}", daemon=True)
         self._thread.start()
@@ -212,7 +213,7 @@ class BatchScheduler:
                 return False
             idle = not self._busy and not self._queue
             full = request.size == limits.max_batch_size
-            if may_compute and idle and (full or not limits.max_queue_delay):
+            if may_compute and idle and (full or not self._delay):
                 self._busy = True
                 return True
             if len(self._queue) >= limits.max_queue_size:
@@ -229,10 +230,17 @@ class BatchScheduler:
         error.retry_after = min(max(batches * self._batch_seconds, 0.001), 1.0)
         return error
 
+    def end_delay(self) -> None:
+        """From now on no batch waits to fill up; for the time before a stop."""
+        with self._changed:
+            self._delay = 0.0
+            self._changed.notify_all()
+
     def stop(self, timeout: float | None = None) -> bool:
         """Take no more requests and wait for the accepted ones; whether all ended in time."""
         with self._changed:
             self._stopping = True
+            self._delay = 0.0
             self._changed.notify_all()
             if not self._changed.wait_for(lambda: not self._queue and not self._busy, timeout):
                 return False
@@ -257,8 +265,8 @@ class BatchScheduler:
                 self._forget_ended()
                 if self._queue and not self._busy:
                     batch, full = select(self._queue, limits.max_batch_size)
-                    left = batch[0].arrival * 1e-9 + limits.max_queue_delay - time.monotonic()
-                    if full or self._stopping or left <= 0:
+                    left = batch[0].arrival * 1e-9 + self._delay - time.monotonic()
+                    if full or left <= 0:
                         taken = set(map(id, batch))
                         self._queue = deque(r for r in self._queue if id(r) not in taken)
                         self._busy = True

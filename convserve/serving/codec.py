@@ -14,12 +14,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from convserve_client import protocol, tensors
 
 from convserve.engine.repository import ServedModel
 from convserve.errors import InvalidRequestError
 from convserve.serving.classification import classify
 from convserve.serving.describe import input_datatypes
+from convserve_client import protocol, tensors
 
 __all__ = ["Wanted", "read_input", "read_wanted", "response"]
 

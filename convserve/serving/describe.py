@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from convserve_client import protocol
-
 from convserve.engine.model import Model
 from convserve.engine.repository import ServedModel
+from convserve_client import protocol
 
 __all__ = ["PLATFORM", "config", "input_datatypes", "metadata"]
 

@@ -11,10 +11,11 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import grpc
-from convserve_client import protocol
 from google.protobuf import descriptor_pool
 from grpc_health.v1 import health
 from grpc_reflection.v1alpha import reflection, reflection_pb2
+
+from convserve_client import protocol
 
 __all__ = ["SERVICES", "handler"]
 

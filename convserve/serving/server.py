@@ -15,7 +15,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import grpc
-from convserve_client import protocol
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from convserve.engine.repository import ModelRepository
@@ -24,6 +23,7 @@ from convserve.images import MAX_PIXELS
 from convserve.serving import metrics, reflection
 from convserve.serving.images import ImageDecoder
 from convserve.serving.servicer import Servicer
+from convserve_client import protocol
 
 __all__ = ["Options", "Server"]
 
@@ -125,6 +125,8 @@ class Server:
         self._servicer.ready = False
         self._health.enter_graceful_shutdown()
         _log.info("stopping: waiting for accepted requests, at most %g s", timeout)
+        for served in self._repository.models():
+            served.scheduler.end_delay()
         drained = self._servicer.drain(timeout)
         drained &= self._repository.stop(max(deadline - time.monotonic(), 0.0))
         # What is still open are Watch and reflection streams, which never end by themselves.

@@ -13,7 +13,6 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NoReturn
 
 import grpc
-from convserve_client import protocol
 from google.protobuf.message import DecodeError
 
 import convserve
@@ -28,6 +27,7 @@ from convserve.errors import (
 )
 from convserve.serving import codec, describe, status
 from convserve.serving.images import ImageDecoder
+from convserve_client import protocol
 
 __all__ = ["EXTENSIONS", "Servicer"]
 

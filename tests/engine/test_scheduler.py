@@ -327,3 +327,11 @@ def test_random_cancels_and_deadlines_leave_nothing_behind(start):
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(call, range(8)))
     assert scheduler.pending == 0
+
+
+def test_the_delay_can_be_ended(model, start):
+    scheduler = start(max_batch_size=4, max_queue_delay=30.0)
+    request = submit(scheduler, 1)
+    scheduler.end_delay()
+    assert values(request.result()) == [2]
+    assert values(submit(scheduler, 2).result()) == [4]

@@ -14,7 +14,6 @@ from contextlib import ExitStack
 import grpc
 import numpy as np
 import pytest
-from convserve_client import protocol
 
 from convserve import model_file
 from convserve.engine.model import Model
@@ -22,11 +21,12 @@ from convserve.engine.repository import ModelRepository, ServedModel
 from convserve.engine.scheduler import Batching, BatchScheduler
 from convserve.graph import Graph, architectures, layers
 from convserve.serving.server import Options, Server
+from convserve_client import protocol
 
 WAIT = 20.0  # seconds after which a test has failed; never waited for in full
 
 
-PROGRAM = (sys.executable, "-c", "from convserve.cli import main; main()")
+FREE_PORTS = ("--port", "0", "--metrics-port", "0")
 
 
 class Stub:
@@ -45,13 +45,14 @@ class Stub:
 
 
 class ServerProcess:
-    """`convserve serve` with the given arguments, ready."""
+    """`convserve serve` with the given arguments, ready; `prelude` is code that runs before."""
 
-    def __init__(self, *arguments, log):
+    def __init__(self, *arguments, log, prelude=""):
+        code = f"{prelude}\nfrom convserve.cli import main; main()"
         self._log = log
         with log.open("wb") as stderr:
             self.process = subprocess.Popen(
-                [*PROGRAM, "serve", *map(str, arguments), "--port", "0", "--metrics-port", "0"],
+                [sys.executable, "-c", code, "serve", *map(str, arguments), *FREE_PORTS],
                 stdout=subprocess.PIPE,
                 stderr=stderr,
                 text=True,
@@ -174,8 +175,10 @@ def start_server(tmp_path):
     number = itertools.count()
     with ExitStack() as stack:
 
-        def start(*arguments):
-            process = ServerProcess(*arguments, log=tmp_path / f"{next(number)}.log")
+        def start(*arguments, prelude=""):
+            process = ServerProcess(
+                *arguments, prelude=prelude, log=tmp_path / f"{next(number)}.log"
+            )
             stack.callback(process.close)
             return process
 

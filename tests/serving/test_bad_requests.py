@@ -8,13 +8,13 @@ import tracemalloc
 import grpc
 import numpy as np
 import pytest
-from convserve_client import protocol
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from convserve.engine.repository import ModelRepository
 from convserve.errors import InvalidRequestError
 from convserve.serving import codec
+from convserve_client import protocol
 
 pytestmark = pytest.mark.usefixtures("unharmed")
 

@@ -8,12 +8,12 @@ import threading
 import grpc
 import numpy as np
 import pytest
-from convserve_client import protocol
 from google.protobuf import descriptor_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 import convserve
+from convserve_client import protocol
 
 WAIT = 20.0
 

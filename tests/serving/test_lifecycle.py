@@ -1,0 +1,268 @@
+"""Start, ready line, ports, signals, graceful stop."""
+
+from __future__ import annotations
+
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import grpc
+import numpy as np
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from convserve.engine.repository import ModelRepository
+from convserve.errors import ConvserveError
+from convserve.serving.server import Options, Server
+from convserve_client import protocol
+
+WAIT = 20.0
+PROGRAM = (sys.executable, "-c", "from convserve.cli import main; main()")
+
+# Batches of 3 take for ever; the warm-up uses 1 and 64.
+SLOW = """
+import sys, time
+from convserve.engine.model import Model
+predict = Model.predict
+def slow(self, x, *rest):
+    if len(x) == 3:
+        print("computing", file=sys.stderr, flush=True)
+        time.sleep(60)
+    return predict(self, x, *rest)
+Model.predict = slow
+"""
+
+
+def wait_until(condition):
+    deadline = time.monotonic() + WAIT
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+def is_ready(server):
+    return server.stub.ServerReady(protocol.ServerReadyRequest(), timeout=WAIT).ready
+
+
+def test_one_line_says_that_it_is_ready(start_server, digits_path):
+    server = start_server(digits_path)
+    assert re.fullmatch(
+        r"ready grpc=127\.0\.0\.1:\d+ metrics=127\.0\.0\.1:\d+ model=model\n", server.line
+    )
+    assert is_ready(server)
+    server.signal(signal.SIGTERM)
+    assert server.wait() == 0
+    assert server.process.stdout.read() == ""
+
+
+def test_several_models_are_all_named(server):
+    assert server.model == "digits,plain"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signals_end_it_with_status_0(start_server, digits_path, number):
+    server = start_server(digits_path, "--log-level", "warning")
+    watch = health_pb2_grpc.HealthStub(server.channel).Watch(health_pb2.HealthCheckRequest())
+    assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
+    server.signal(number)
+    assert next(watch).status == health_pb2.HealthCheckResponse.NOT_SERVING
+    assert server.wait() == 0  # an open Watch does not hold it up
+    assert server.log == ""
+
+
+def test_stop_under_load_answers_all_that_was_accepted(
+    start_server, digits_path, infer_request, read_answer, images, digits
+):
+    server = start_server(digits_path)
+    expected = digits.predict(images)
+    data = infer_request(images, model="model")
+    outcomes, lock, begun = [], threading.Lock(), threading.Semaphore(0)
+
+    def load():
+        with server.connect() as channel:
+            infer = channel.unary_unary(
+                protocol.path("ModelInfer"),
+                protocol.ModelInferRequest.SerializeToString,
+                protocol.ModelInferResponse.FromString,
+            )
+            while True:
+                try:
+                    answer = read_answer(infer(data, timeout=WAIT))["output"]
+                except grpc.RpcError as error:
+                    with lock:
+                        outcomes.append(error.code())
+                    return
+                np.testing.assert_array_equal(answer, expected)
+                begun.release()
+
+    threads = [threading.Thread(target=load) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for _ in range(100):
+        assert begun.acquire(timeout=WAIT)
+    server.signal()
+    for thread in threads:
+        thread.join(WAIT)
+    assert server.wait() == 0
+    assert outcomes == [grpc.StatusCode.UNAVAILABLE] * 8
+
+
+def test_stop_in_order(gated, infer_request, images):
+    server = gated(max_batch_size=4, max_queue_delay=30.0)
+    health = health_pb2_grpc.HealthStub(server.channel)
+    server.model.gate.clear()
+    calls = [server.stub.ModelInfer.future(infer_request(images[:4]), timeout=WAIT)]
+    assert server.model.entered.acquire(timeout=WAIT)
+    calls += [server.stub.ModelInfer.future(infer_request(images[:3]), timeout=WAIT)]
+    wait_until(lambda: server.scheduler.pending)
+    results = []
+    stopping = threading.Thread(target=lambda: results.append(server.stop(WAIT)))
+    stopping.start()
+    wait_until(lambda: not is_ready(server))
+    assert server.stub.ServerLive(protocol.ServerLiveRequest(), timeout=WAIT).live
+    ready = protocol.ModelReadyRequest(name="digits")
+    assert not server.stub.ModelReady(ready, timeout=WAIT).ready
+    for service in ("", "digits"):
+        status = health.Check(health_pb2.HealthCheckRequest(service=service)).status
+        assert status == health_pb2.HealthCheckResponse.NOT_SERVING
+    with pytest.raises(grpc.RpcError) as caught:
+        server.stub.ModelInfer(infer_request(images[:1]), timeout=WAIT)
+    assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
+    assert "stopping" in caught.value.details()
+    assert stopping.is_alive()
+    server.model.gate.set()
+    stopping.join(WAIT)
+    assert results == [True]
+    assert all(call.result().outputs for call in calls)
+    assert server.model.batches == [4, 3]
+
+
+def test_stop_gives_up_after_its_timeout(gated, infer_request, images):
+    server = gated()
+    server.model.gate.clear()
+    call = server.stub.ModelInfer.future(infer_request(images[:1]), timeout=WAIT)
+    assert server.model.entered.acquire(timeout=WAIT)
+    assert not server.stop(0.05)
+    assert call.exception().code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
+
+
+@pytest.fixture
+def stuck(start_server, digits_path, infer_request, images):
+    """A process that never ends its one request."""
+
+    def start(*options):
+        server = start_server(digits_path, *options, prelude=SLOW)
+        request = infer_request(images[:3], model="model")
+        server.call = server.stub.ModelInfer.future(request)  # cancelled if nobody kept it
+        wait_until(lambda: "computing" in server.log)
+        return server
+
+    return start
+
+
+def test_exit_status_1_after_the_timeout(stuck):
+    server = stuck("--exit-timeout", "0.3")
+    server.signal()
+    assert server.wait() == 1
+    assert "Exit timeout expired" in server.log
+
+
+def test_a_second_signal_ends_it_at_once(stuck):
+    server = stuck()
+    server.signal()
+    wait_until(lambda: not is_ready(server))
+    began = time.monotonic()
+    server.signal()
+    assert server.wait() == 1
+    assert time.monotonic() - began < 5
+
+
+def run(*arguments):
+    return subprocess.run(
+        [*PROGRAM, "serve", *map(str, arguments)], capture_output=True, text=True, timeout=WAIT
+    )
+
+
+@pytest.mark.parametrize("option", ["--port", "--metrics-port"])
+def test_a_port_in_use(server, digits_path, option):
+    address = server.address if option == "--port" else server.metrics_address
+    port = address.rpartition(":")[2]
+    other = "--metrics-port" if option == "--port" else "--port"
+    result = run(digits_path, option, port, other, 0, "--log-level", "error")
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr == (
+        f"convserve: error: cannot listen on 127.0.0.1:{port}: Address already in use\n"
+    )
+    assert server.stub.ServerLive(protocol.ServerLiveRequest(), timeout=WAIT).live
+
+
+def test_an_address_of_another_machine(digits_path):
+    result = run(digits_path, "--host", "192.0.2.1", "--log-level", "error")
+    assert result.returncode == 1
+    assert "cannot listen on 192.0.2.1:8001" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        ([], 2, "give either MODEL or --model-repository DIR"),
+        (["{file}", "--model-repository", "{root}"], 2, "give either"),
+        (["{root}"], 2, "use --model-repository"),
+        (["--model-repository", "{file}"], 2, "is not a directory"),
+        (["{root}/nothing.npz"], 1, "nothing.npz: no such file"),
+        (["{file}", "--max-batch-size", "0"], 2, "--max-batch-size"),
+        (["{file}", "--port", "65536"], 2, "--port"),
+        (["{file}", "--max-message-mb", "0"], 2, "--max-message-mb"),
+    ],
+)
+def test_wrong_usage(repository, digits_path, arguments, status, message):
+    result = run(*(a.format(file=digits_path, root=repository) for a in arguments))
+    assert (result.returncode, result.stdout) == (status, "")
+    assert message in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_a_damaged_model_ends_the_start(tmp_path):
+    path = tmp_path / "broken.npz"
+    path.write_bytes(b"PK\3\4")
+    result = run(path, "--log-level", "error")
+    assert result.returncode == 1
+    assert "broken.npz" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_ipv6(start_server, digits_path):
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError as error:
+        pytest.skip(f"no IPv6 here: {error}")
+    server = start_server(digits_path, "--host", "::1")
+    assert server.address.startswith("[::1]:")
+    assert server.stub.ServerLive(protocol.ServerLiveRequest(), timeout=WAIT).live
+    assert server.page("/healthz") == "ok\n"
+
+
+def test_a_server_that_can_not_listen_leaves_nothing_open(gated):
+    taken = gated()
+    with pytest.raises(ConvserveError, match=f"127.0.0.1:{taken.port}: Address already in use"):
+        Server(ModelRepository({}), Options(port=taken.port, metrics_port=0))
+
+
+def test_serving_loads_nothing_heavy(digits_path):
+    code = (
+        "import sys; import convserve.cli.serve, convserve.serving.server as s;"
+        "from convserve.engine.repository import ModelRepository as R;"
+        f"s.Server(R.open({str(digits_path)!r}), s.Options(port=0, metrics_port=0)).stop(5);"
+        "heavy = {'rich', 'PIL', 'onnx', 'matplotlib', 'pyarrow',"
+        " 'convserve.training', 'convserve.datasets'};"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=WAIT
+    )
+    assert (result.stdout, result.returncode) == ("[]\n", 0), result.stderr

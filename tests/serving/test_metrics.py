@@ -1,0 +1,92 @@
+"""The metrics page: names, labels, values, and the probes beside it."""
+
+from __future__ import annotations
+
+import re
+import urllib.error
+import urllib.request
+
+import grpc
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+WAIT = 20.0
+MODEL = 'model="model",version="1"'
+
+
+@pytest.fixture
+def lone(start_server, digits_path):
+    """A server of its own, whose counters start at nothing."""
+    return start_server(digits_path)
+
+
+def test_counters_count(lone, infer_request, images):
+    sizes = [1, 2, 5]
+    for size in sizes:
+        lone.stub.ModelInfer(infer_request(images[:size], model="model"), timeout=WAIT)
+    bad = infer_request(images[:1], model="model")
+    bad.raw_input_contents[0] = b""
+    with pytest.raises(grpc.RpcError):
+        lone.stub.ModelInfer(bad, timeout=WAIT)
+
+    assert lone.metric(f"nv_inference_request_success{{{MODEL}}}") == 3
+    assert lone.metric(f"nv_inference_count{{{MODEL}}}") == 8
+    assert lone.metric(f"nv_inference_exec_count{{{MODEL}}}") == 3
+    assert lone.metric(f"nv_inference_pending_request_count{{{MODEL}}}") == 0
+    for reason, count in {"OTHER": 1, "REJECTED": 0, "CANCELED": 0, "BACKEND": 0}.items():
+        labels = f'model="model",reason="{reason}",version="1"'
+        assert lone.metric(f"nv_inference_request_failure{{{labels}}}") == count
+    total = lone.metric(f"nv_inference_request_duration_us{{{MODEL}}}")
+    infer = lone.metric(f"nv_inference_compute_infer_duration_us{{{MODEL}}}")
+    assert 0 < infer < total
+    assert lone.metric(f"convserve_request_duration_seconds_count{{{MODEL}}}") == 3
+    assert lone.metric(f'convserve_request_duration_seconds_bucket{{le="+Inf",{MODEL}}}') == 3
+    assert lone.metric(f'convserve_batch_size_bucket{{le="1",{MODEL}}}') == 1
+    assert lone.metric(f'convserve_batch_size_bucket{{le="2",{MODEL}}}') == 2
+    assert lone.metric(f'convserve_batch_size_bucket{{le="8",{MODEL}}}') == 3
+    assert lone.metric(f"convserve_batch_size_sum{{{MODEL}}}") == 8
+
+
+def test_the_page_is_well_formed(server):
+    page = server.page()
+    families = {family.name: family for family in text_string_to_metric_families(page)}
+    for name in (
+        "nv_inference_request_success",
+        "nv_inference_request_failure",
+        "nv_inference_count",
+        "nv_inference_exec_count",
+        "nv_inference_request_duration_us",
+        "nv_inference_queue_duration_us",
+        "nv_inference_compute_input_duration_us",
+        "nv_inference_compute_infer_duration_us",
+        "nv_inference_compute_output_duration_us",
+    ):
+        assert families[name].type == "counter", name
+        assert page.count(f"# TYPE {name} counter\n") == 1
+        assert re.search(rf'^{name}{{model="digits",.*}} \d', page, re.M)
+    assert families["nv_inference_pending_request_count"].type == "gauge"
+    assert families["convserve_request_duration_seconds"].type == "histogram"
+    assert families["convserve_batch_size"].type == "histogram"
+    assert "process_resident_memory_bytes" in families
+    assert not re.search(r"nv_\w+_total", page)
+
+
+def test_probes(server):
+    assert server.page("/healthz") == "ok\n"
+    assert server.page("/readyz") == "ready\n"
+
+
+def test_unknown_pages(server):
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        server.page("/")
+    caught.value.close()
+    assert caught.value.code == 404
+
+
+def test_not_ready_is_503(gated):
+    server = gated()
+    server._servicer.ready = False
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        urllib.request.urlopen(f"http://127.0.0.1:{server.metrics_port}/readyz", timeout=WAIT)
+    caught.value.close()
+    assert caught.value.code == 503
