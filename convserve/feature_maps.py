@@ -40,6 +40,7 @@ TILE = 52  # about; a map is enlarged by the whole number that comes nearest
 MAX_ROWS = 2  # of tiles or cells a layer; what does not fit is left out and said
 CELL = 12
 BAR = 150  # length of a bar at 100 %
+BARS = 10
 
 
 def draw(
@@ -59,7 +60,7 @@ def draw(
         if values.ndim == 3:
             rows.append(_map_row(name, values))
         elif number == len(maps) and labels and len(labels) == len(values):
-            rows.append(_Row(name, _shape_text(values), _bars(values, labels)))
+            rows.append(_bar_row(name, values, labels))
         else:
             rows.append(_Row(name, _shape_text(values), [_strip(values)]))
     return _compose(rows)
@@ -124,11 +125,15 @@ def _strip(values: NDArray[np.float32]) -> Image.Image:
     return _picture(grid)
 
 
-def _bars(scores: NDArray[np.float32], labels: Sequence[str]) -> list[Image.Image]:
-    return [
-        _bar(float(score), label, score == scores.max())
-        for score, label in zip(scores, labels, strict=True)
-    ]
+def _bar_row(name: str, scores: NDArray[np.float32], labels: Sequence[str]) -> _Row:
+    """The classes in their order, or the best ones of many."""
+    note = _shape_text(scores)
+    shown = np.arange(len(scores))
+    if len(scores) > BARS:
+        shown = np.argsort(-scores, kind="stable")[:BARS]
+        note += f"\nbest {BARS}"
+    bars = [_bar(float(scores[i]), labels[i], scores[i] == scores.max()) for i in shown]
+    return _Row(name, note, bars)
 
 
 def _bar(score: float, label: str, best: bool) -> Image.Image:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -21,6 +22,8 @@ from typing import BinaryIO, Protocol, TypeAlias
 
 import click
 import numpy as np
+
+_TO_QUOTE = re.compile(r'[,"\r\n]')
 
 Ranking: TypeAlias = Sequence[tuple[str, float]]
 Row: TypeAlias = tuple[str, Ranking]
@@ -121,7 +124,7 @@ class CsvFormat:
 
 
 def _quoted(text: str) -> str:
-    if any(c in text for c in ',"\r\n'):
+    if _TO_QUOTE.search(text):
         return '"' + text.replace('"', '""') + '"'
     return text
 

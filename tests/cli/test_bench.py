@@ -1,0 +1,128 @@
+"""`convserve bench`: what it prints, for a model, a server and layers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import convserve
+from convserve.cli import cli
+from convserve.cli._child_server import child_server
+from convserve.cli._common import run
+from convserve.cli._layer_bench import SHAPES, read_shapes
+from convserve.cli._timing import Timing, measure
+from convserve.model_file import ModelFile, save
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("model") / "lenet.npz"
+    graph = convserve.architectures.build("lenet")
+    save(path, ModelFile(graph, graph.initialise(np.random.default_rng(1))))
+    return path
+
+
+def bench(*arguments: object) -> int:
+    return run(cli, ["bench", *map(str, arguments)])
+
+
+def test_a_model(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = [model, "--batch", "1,8", "--threads", "1,2", "--seconds", "0.02"]
+    assert bench(*options) == 0
+    header, *rows = capsys.readouterr().out.splitlines()
+    assert header.split()[:3] == ["batch", "threads", "images/s"]
+    assert [row.split()[:2] for row in rows] == [["1", "1"], ["8", "1"], ["1", "2"], ["8", "2"]]
+
+    assert bench(*options, "--json") == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    for row in rows:
+        assert 0 < row["min_ms"] <= row["p50_ms"] <= row["p90_ms"] <= row["p99_ms"] <= row["max_ms"]
+        assert sum(row["histogram"]) == row["calls"]
+        assert row["images_per_second"] > 0
+
+
+def test_a_server(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with child_server(model) as address:
+        options = ["--batch", "4", "--threads", "1,3", "--seconds", "0.05", "--json"]
+        assert bench("--server", address, *options) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert [(row["batch"], row["callers"]) for row in rows] == [(4, 1), (4, 3)]
+
+
+def test_layers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shapes = tmp_path / "shapes.txt"
+    shapes.write_text("# comment\n\nnet 32 8 8 32 3 1 1  # a layer\nnet 16 9 9 16 3 2 1\n")
+    assert bench("--layers", "--shapes", shapes, "--seconds", "0.01", "--json") == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["isa"] == convserve.kernels.isa()
+    assert [row["layer"] for row in result["rows"]] == [
+        "32@8x8 3x3 -> 32",
+        "16@9x9 3x3 -> 16 stride 2",
+    ]
+    for row in result["rows"]:
+        assert row["percent"] == pytest.approx(100 * row["gflops"] / row["peak"])
+        assert row["gflops"] > 0
+
+    assert bench("--layers", "--shapes", shapes, "--seconds", "0.01", "--threads", "1,2") == 0
+    _, header, *rows = capsys.readouterr().out.splitlines()
+    assert header.split()[-2:] == ["of", "peak"]
+    assert len(rows) == 4 and all(row.startswith("net ") and row.endswith("%") for row in rows)
+
+
+def test_the_layers_that_are_measured_are_in_the_range_of_the_target() -> None:
+    shapes = read_shapes(SHAPES)
+    assert len(shapes) > 20
+    for shape in shapes:
+        assert shape.kernel == 3 and 7 <= shape.height <= 56 and 7 <= shape.width <= 56
+        assert 32 <= shape.channels <= 256 and 32 <= shape.filters <= 256
+
+
+@pytest.mark.parametrize("line", ["net 1 2 3", "net a 8 8 32 3 1 1", "net 1 2 3 4 5 6 7 8"])
+def test_a_shapes_file_with_a_fault(
+    tmp_path: Path, line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "shapes.txt").write_text(f"net 32 8 8 32 3 1 1\n{line}\n")
+    assert bench("--layers", "--shapes", tmp_path / "shapes.txt") == 1
+    assert "line 2" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["m.npz", "--layers"],
+        ["m.npz", "--server", "localhost:1"],
+        ["m.npz", "--batch", "0"],
+        ["m.npz", "--batch", "1,x"],
+        ["m.npz", "--threads", ""],
+        ["m.npz", "--seconds", "0"],
+    ],
+)
+def test_wrong_usage(arguments: list[str]) -> None:
+    assert bench(*arguments) == 2
+
+
+def test_a_missing_model(capsys: pytest.CaptureFixture[str]) -> None:
+    assert bench("missing.npz") == 1
+    assert "missing.npz" in capsys.readouterr().err
+
+
+def test_a_call_that_fails_ends_the_measurement() -> None:
+    calls = 0
+
+    def call(x: object) -> None:
+        nonlocal calls
+        calls += 1
+        if calls > 5:
+            raise ValueError("broken")
+
+    with pytest.raises(ValueError, match="broken"):
+        measure(call, np.zeros((1, 1), np.float32), 1, 2, 60)
+
+
+def test_the_histogram_shows_every_bin_that_is_not_empty() -> None:
+    timing = Timing(1, 1, 1001, 1.0, 1, 1, 1, 1, 1, [1000, 0, 1, 500])
+    assert timing.bars() == "█ ▁▄"
