@@ -132,7 +132,8 @@ def _bar_row(name: str, scores: NDArray[np.float32], labels: Sequence[str]) -> _
     if len(scores) > BARS:
         shown = np.argsort(-scores, kind="stable")[:BARS]
         note += f"\nbest {BARS}"
-    bars = [_bar(float(scores[i]), labels[i], scores[i] == scores.max()) for i in shown]
+    best = scores.max()
+    bars = [_bar(float(scores[i]), labels[i], scores[i] == best) for i in shown.tolist()]
     return _Row(name, note, bars)
 
 
