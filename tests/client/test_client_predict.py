@@ -111,9 +111,28 @@ def test_a_changed_model_is_noticed(client: Any, server: Any) -> None:
     server.models = {"other": server.Model()}  # the server does not know the name
     x = server.images(2)
     np.testing.assert_array_equal(client.predict(x), server.scores_of(x))
+    server.models = {"third": server.Model()}
+    assert client.model_config().name == client.model_metadata().name == "third"
     server.models = {}
     with pytest.raises(errors.NotFoundError, match="no models"):
         client.predict(x)
+
+
+def test_one_batch_is_answered_by_one_version(
+    client: Any, server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = server._infer
+
+    def reloading(model: Any, request: Any, context: Any) -> Any:
+        response = right(model, request, context)
+        if request.raw_input_contents[0] == x[:4].tobytes() and not request.model_version:
+            response.model_version = "0"
+        return response
+
+    monkeypatch.setattr(server, "_infer", reloading)
+    x = server.images(12)
+    np.testing.assert_array_equal(client.predict(x), server.scores_of(x))
+    assert [request.model_version for request in server.requests] == [""] * 3 + ["1"] * 3
 
 
 def test_model_none_means_the_only_one(client: Any, server: Any) -> None:

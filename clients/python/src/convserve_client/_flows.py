@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any, TypeVar
 
 import numpy as np
@@ -83,25 +84,24 @@ class Flows:
         return bool((yield Call("ServerReady", protocol.ServerReadyRequest(), wait)).ready)
 
     def model_name(self, model: str | None) -> Flow[str]:
-        """`model`, or the name of the server's only model."""
+        """`model`, or the name of the server's only model, which is asked for and remembered."""
         if model is not None:
             return model
-        if self._only_model is None:
-            try:
-                index = yield Call("RepositoryIndex", protocol.RepositoryIndexRequest())
-            except UnimplementedError:
-                raise InvalidRequestError(
-                    f"the server at {self.address} does not list its models; name one with model="
-                ) from None
-            names = sorted({entry.name for entry in index.models})
-            if not names:
-                raise NotFoundError(f"the server at {self.address} has no models")
-            if len(names) > 1:
-                raise InvalidRequestError(
-                    f"the server at {self.address} has several models, name one of {names}"
-                )
-            self._only_model = names[0]
-        return self._only_model
+        try:
+            index = yield Call("RepositoryIndex", protocol.RepositoryIndexRequest())
+        except UnimplementedError:
+            raise InvalidRequestError(
+                f"the server at {self.address} does not list its models; name one with model="
+            ) from None
+        names = sorted({entry.name for entry in index.models})
+        if not names:
+            raise NotFoundError(f"the server at {self.address} has no models")
+        if len(names) > 1:
+            raise InvalidRequestError(
+                f"the server at {self.address} has several models, name one of {names}"
+            )
+        self._only_model = only = str(names[0])
+        return only
 
     def metadata(self, model: str | None, version: str) -> Flow[Any]:
         name = yield from self.model_name(model)
@@ -153,15 +153,13 @@ class Flows:
         self, model: str | None, version: str, work: Callable[[ModelInfo], Flow[T]]
     ) -> Flow[T]:
         """Does `work` with what is known of the model; once more if that was out of date."""
-        name = yield from self.model_name(model)
-        known = self._models.get((name, version))
+        name = self._only_model if model is None else model
+        known = None if name is None else self._models.get((name, version))
         if known is None:
-            return (yield from work((yield from self.learn(name, version))))
+            return (yield from work((yield from self.learn(model, version))))
         try:
             return (yield from work(known))
         except (NotFoundError, InvalidRequestError):
-            self._models.pop((name, version), None)  # or another thread has
-            self._only_model = None
             now = yield from self.learn(model, version)
             if now == known:
                 raise
@@ -185,14 +183,24 @@ class Flows:
     def target(self, info: ModelInfo, version: str, outputs: tuple[str, ...] | None) -> Target:
         return Target(info, version, outputs, self.max_message_bytes)
 
-    def _infer(self, target: Target, requests: Iterator[Request]) -> Flow[list[Answer]]:
+    def _infer(
+        self, target: Target, requests: Callable[[Target], Iterator[Request]]
+    ) -> Flow[list[Answer]]:
+        """The answers to all requests, from one version of the model."""
+        answers = yield from self._send(target, requests(target))
+        if len({answer.version for answer in answers}) > 1:  # it was reloaded meanwhile
+            target = replace(target, version=answers[-1].version)
+            answers = yield from self._send(target, requests(target))
+        return answers
+
+    def _send(self, target: Target, requests: Iterator[Request]) -> Flow[list[Answer]]:
         """Sends one request by itself, several of them pipelined."""
         first = next(requests)
         second = next(requests, None)
         if second is None:
             pairs = [(first, (yield Call("ModelInfer", first.data)))]
         else:
-            pairs = yield Infer(_chain(first, second, requests))
+            pairs = yield Infer(chain((first, second), requests))
         return [read_answer(target, request, response) for request, response in pairs]
 
     def predict(
@@ -206,7 +214,7 @@ class Flows:
             info.check(x)
             if info.batched and len(x) == 0:
                 return present(info.empty(target.outputs), target.outputs)
-            answers = yield from self._infer(target, target.split(x))
+            answers = yield from self._infer(target, lambda target: target.split(x))
             return present(join(answers), target.outputs)
 
         return (yield from self._with_model(model, version, work))
@@ -224,11 +232,14 @@ class Flows:
             target = self.target(info, version, tuple(output.name for output in info.outputs[:1]))
             if isinstance(batch, np.ndarray):
                 info.check(batch)
-                requests = target.split(batch)
-            else:
-                requests = target.encoded(batch)
+            answers = yield from self._infer(
+                target,
+                lambda target: (
+                    target.split(batch) if isinstance(batch, np.ndarray) else target.encoded(batch)
+                ),
+            )
             rankings: list[Ranking] = []
-            for answer in (yield from self._infer(target, requests)):
+            for answer in answers:
                 (scores,) = answer.arrays.values()
                 if scores.ndim != 2 or scores.dtype.kind != "f":
                     raise InvalidRequestError(
@@ -252,12 +263,6 @@ def output_names(outputs: Sequence[str] | None) -> tuple[str, ...] | None:
     if not outputs:
         raise InvalidRequestError("outputs must name at least one output, or be None for all")
     return tuple(dict.fromkeys(outputs))
-
-
-def _chain(first: Request, second: Request, rest: Iterator[Request]) -> Iterator[Request]:
-    yield first
-    yield second
-    yield from rest
 
 
 def _image_batch(images: Any) -> Array | list[Any]:

@@ -10,7 +10,11 @@ import numpy as np
 
 from convserve_client._model import Array, check_dtype
 from convserve_client._requests import Answer, Request, Target, present
-from convserve_client.errors import InvalidRequestError, ResourceExhaustedError
+from convserve_client.errors import (
+    InvalidRequestError,
+    InvalidResponseError,
+    ResourceExhaustedError,
+)
 
 Result = Array | dict[str, Array]
 
@@ -123,7 +127,10 @@ class Stream:
     def results(self, answer: Answer | None) -> Iterator[Result]:
         """The items that `answer` completes; None, at the end, gives those without any image."""
         for name, array in answer.arrays.items() if answer else ():
-            self._answers.setdefault(name, Rows()).push(array)
+            rows = self._answers.setdefault(name, Rows())
+            if not rows.follows(array):
+                raise InvalidResponseError(f"output {name!r} differs in shape between requests")
+            rows.push(array)
         while self._items and self._items[0][0] <= self._ready():
             count, single = self._items.popleft()
             yield self._result(count, single)

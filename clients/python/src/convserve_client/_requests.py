@@ -158,10 +158,13 @@ def read_answer(target: Target, request: Request, response: Any) -> Answer:
 
 def join(answers: Sequence[Answer]) -> dict[str, Array]:
     """The arrays of consecutive parts as one batch; writable, and owned by the caller."""
-    first = answers[0].arrays
-    if len(answers) == 1:
-        return {name: array.copy() for name, array in first.items()}
-    return {name: np.concatenate([answer.arrays[name] for answer in answers]) for name in first}
+    joined = {}
+    for name in answers[0].arrays:
+        parts = [answer.arrays[name] for answer in answers]
+        if len({(part.shape[1:], part.dtype) for part in parts}) > 1:
+            raise InvalidResponseError(f"output {name!r} differs in shape between requests")
+        joined[name] = parts[0].copy() if len(parts) == 1 else np.concatenate(parts)
+    return joined
 
 
 def present(arrays: dict[str, Array], outputs: tuple[str, ...] | None) -> Array | dict[str, Array]:
