@@ -143,7 +143,7 @@ def test_a_silent_server_is_given_up_after_connect_timeout(connect: Any) -> None
 
 def test_a_server_that_comes_back_is_found(connect: Any, make_server: Any) -> None:
     server = make_server()
-    client = connect(server.address)
+    client = connect(server.address, retries=4)
     x = server.images(9)
     client.predict(x)
     server.stop()
