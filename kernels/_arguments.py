@@ -194,6 +194,8 @@ def conv_groups(channels: int, weight_shape: tuple[int, ...], groups: object, na
     """The number of groups, if x's channels and an OIHW weight fit it."""
     count = integer(groups, f"{name}: groups", 1)
     filters, depth = weight_shape[:2]
+    integer(channels, f"{name}: channels", 1)
+    integer(filters, f"{name}: filters")
     if filters < 1:
         raise ShapeError(f"{name}: weight must hold at least one filter, got shape {weight_shape}")
     if channels % count or filters % count:

@@ -100,7 +100,7 @@ cdef int _run(PackedConv p, const Source *s, float[:, :, :, ::1] out) except -1:
     cdef float *x = scratch.data
     cdef float *y = x + slots * x_floats
     cdef float *result = &out[0, 0, 0, 0]
-    p.read_from(s.rows * s.columns * px, s.columns * px, px)
+    p.read_from(px * s.rows * s.columns, s.columns * px, px)
     p.write_to(pixels * p.block, p.conv.ow * p.block, p.block)
     with nogil:
         memset(x, 0, slots * x_floats * sizeof(float))
@@ -185,7 +185,7 @@ def _weight_gradient(grad, x, weight, window, groups):
     cdef float *xs = scratch.data
     cdef float *gs = xs + room * x_floats
     cdef cs_wgrad a
-    p.read_from(s.rows * s.columns * px, s.columns * px, px)
+    p.read_from(px * s.rows * s.columns, s.columns * px, px)
     a.oh, a.ow = window.oh, window.ow
     a.x_image, a.x_oh, a.x_px = x_floats, p.conv.x_oh, p.conv.x_px
     a.g_image, a.g_row = g_floats, <int64_t>g.columns * p.block

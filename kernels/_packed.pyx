@@ -49,7 +49,8 @@ cdef void stage(const cs_kernels *k, const Source *s, int64_t n, int plane, floa
     cdef int h0 = first_inside(s.top, s.up_h), h1 = end_inside(s.top, s.up_h, s.height, s.rows)
     cdef int w0 = first_inside(s.left, s.up_w), w1 = end_inside(s.left, s.up_w, s.width, s.columns)
     cdef int64_t size = 1 if s.planar else s.block, row = s.columns * size
-    cdef float *y = buffer + plane * s.rows * row + s.top * row + (s.left + <int64_t>w0 * s.up_w) * size
+    cdef float *y = buffer + (<int64_t>plane * s.rows + s.top) * row
+    y += (s.left + <int64_t>w0 * s.up_w) * size
     cdef const float *x = s.data + n * s.n_step + plane * size * s.c_step + w0 * s.w_step
     cdef int h, w
     if w1 <= w0:
@@ -196,14 +197,14 @@ cdef class PackedConv:
         cdef int rows = (self.conv.oh - 1) * self.sh + (self.kh - 1) * self.dh + 1
         cdef int columns = (self.conv.ow - 1) * self.sw + (self.kw - 1) * self.dw + 1
         cdef int64_t px = 1 if self.planar else self.block
-        cdef int64_t x_floats = rows * columns * px * self.planes
+        cdef int64_t x_floats = px * rows * columns * self.planes
         cdef int64_t y_floats = <int64_t>self.blocks * self.conv.oh * self.conv.ow * self.block
         cdef int64_t n = integer(images, "bench: images", 1), i
         cdef int workers = integer(threads, "bench: threads", 1), t
         cdef Buffer x = Buffer(n * x_floats), y = Buffer(n * y_floats)
         for i in range(n * x_floats):
             x.data[i] = <float>(i % 17) - 8
-        self.read_from(rows * columns * px, columns * px, px)
+        self.read_from(px * rows * columns, columns * px, px)
         self.write_to(y_floats // self.blocks, self.conv.ow * self.block, self.block)
         best = float("inf")
         end = time.perf_counter() + seconds
