@@ -1,6 +1,6 @@
 # Everything happens in $(VENV); a stamp file there says which step is done, so that a second run
-# of any target is quick. The package is installed editable: only a change of compiled or generated
-# parts installs it again.
+# of any target is quick. The package is installed editable: Python files need nothing more, a
+# change of compiled sources compiles those again, and a change of what is packaged installs again.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -9,9 +9,9 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 # As in the [build-system] tables of pyproject.toml and clients/python/pyproject.toml.
 BUILD_TOOLS := 'setuptools>=77' wheel 'cython>=3.1' 'numpy>=2' 'grpcio-tools>=1.60'
-COMPILED := setup.py pyproject.toml $(wildcard kernels/*.pyx kernels/*.pxd kernels/csrc/*.[ch]) \
+KERNELS := $(wildcard kernels/*.pyx kernels/*.pxd kernels/csrc/*.[ch])
+PACKAGING := setup.py pyproject.toml \
 	$(wildcard protos/*.proto clients/python/pyproject.toml clients/python/setup.py)
-EDITABLE := $(PIP) install --quiet --no-build-isolation -e clients/python -e
 
 .PHONY: help build test demo lint bench-layers clean distclean
 .DELETE_ON_ERROR:
@@ -62,14 +62,13 @@ $(VENV)/.build-tools: $(BIN)/python
 	$(PIP) install --quiet $(BUILD_TOOLS)
 	touch $@
 
-$(VENV)/.installed: $(VENV)/.build-tools $(COMPILED)
-	$(EDITABLE) .
+$(VENV)/.installed: $(VENV)/.build-tools $(PACKAGING) $(KERNELS)
+	$(if $(filter-out kernels/%,$?), \
+		$(PIP) install --quiet --no-build-isolation -e clients/python -e ., \
+		$(BIN)/python setup.py --quiet build_ext --inplace)
 	touch $@
 
-$(VENV)/.installed-test: $(VENV)/.installed
-	$(EDITABLE) '.[test]'
-	touch $@
-
-$(VENV)/.installed-dev: $(VENV)/.installed
-	$(EDITABLE) '.[dev]'
+# Already installed, so that pip adds no more than the extra's requirements.
+$(VENV)/.installed-%: $(VENV)/.installed
+	$(PIP) install --quiet 'convserve[$*]'
 	touch $@
