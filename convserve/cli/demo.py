@@ -9,12 +9,15 @@ import shlex
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 import numpy as np
 
 from convserve.cli._child_server import child_server
-from convserve.datasets import Split
+
+if TYPE_CHECKING:
+    from convserve.datasets import Split
 
 SHOWN = 8  # predictions, half of them wrong ones if there are that many
 DIGIT = 4  # of the feature maps: it has open and closed strokes
@@ -124,4 +127,7 @@ def _draw(model: Path, test: Split, picture: Path) -> None:
     pixels = test.x[int(np.flatnonzero(test.y == DIGIT)[0])]
     maps = loaded.predict(pixels[None], outputs=names)
     assert isinstance(maps, dict)
-    draw(pixels, {name: maps[name][0] for name in names}, loaded.labels).save(picture)
+    drawn = draw(pixels, {name: maps[name][0] for name in names}, loaded.labels)
+    temporary = picture.with_suffix(".tmp")
+    drawn.save(temporary, "PNG")
+    temporary.replace(picture)
