@@ -108,7 +108,7 @@ class Decoder:
         pool = ThreadPoolExecutor(self.threads, thread_name_prefix="decode")
         try:
             while True:
-                while len(pending) < 2 * self.threads + 1:
+                while len(pending) < self.threads + 1:
                     chunk = list(islice(remaining, self.batch_size))
                     if not chunk:
                         break

@@ -277,7 +277,7 @@ def test_decoding_stays_a_few_batches_ahead(folder: Path) -> None:
 
     batches = Decoder(PREPROCESSING, batch_size=10, threads=2).batches(paths(pytest.fail))
     next(batches)
-    assert taken <= 10 * (2 * 2 + 1)
+    assert taken <= 10 * (2 + 1)
     batches.close()
 
 
