@@ -100,7 +100,11 @@ extensions = [
     extension("_packed"),
     extension("_pointwise"),
     extension("_pool"),
-    extension("_executor", ["kernels/csrc/executor.c", "kernels/csrc/team.c"]),
+    extension("_winograd"),
+    extension(
+        "_executor",
+        [f"kernels/csrc/{name}.c" for name in ("executor", "operations", "team")],
+    ),
 ]
 
 setup(

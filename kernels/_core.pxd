@@ -21,6 +21,10 @@ cdef extern from "cs.h" nogil:
         int64_t x_plane, x_kh, x_kw, x_px, x_oh
         int64_t y_block, y_row
 
+    ctypedef struct cs_winograd:
+        int32_t m, planes, blocks, h, w, oh, ow, rows, columns, activation
+        int64_t x_plane, x_row, y_block, y_row, r_block, r_row
+
     ctypedef struct cs_wgrad:
         int64_t n, oh, ow
         int64_t x_image, x_oh, x_px

@@ -6,26 +6,35 @@ from libc.stdint cimport int32_t, int64_t
 from libc.stdlib cimport free, realloc
 
 from convserve.kernels._core cimport (
-    Buffer, cs_conv, cs_depthwise, cs_kernels, cs_pointwise, cs_pool, table,
+    Buffer, cs_conv, cs_depthwise, cs_kernels, cs_pointwise, cs_pool, cs_winograd, table,
 )
 from convserve.kernels._packed cimport PackedConv
+from convserve.kernels._winograd cimport PackedWinograd
 
 cdef extern from "executor.h" nogil:
-    enum: CS_STAGE, CS_CONV, CS_AFFINE, CS_DEPTHWISE, CS_MAX_POOL, CS_AVG_POOL, CS_GLOBAL_AVG_POOL
-    enum: CS_SCALE_SHIFT, CS_ADD, CS_CONCAT, CS_SOFTMAX, CS_FLATTEN, CS_OUTPUT
+    enum: CS_STAGE, CS_CONV, CS_WINOGRAD, CS_AFFINE, CS_DEPTHWISE, CS_MAX_POOL, CS_AVG_POOL
+    enum: CS_GLOBAL_AVG_POOL, CS_SCALE_SHIFT, CS_ADD, CS_CONCAT, CS_SOFTMAX, CS_FLATTEN, CS_OUTPUT
+    enum: CS_MAX_LEVELS
 
     ctypedef struct cs_tensor:
-        int32_t channels, height, width, top, bottom, left, right, planar
-        int64_t px, row, plane, offset, image
+        int32_t channels, height, width, top, bottom, left, right, planar, level
+        int64_t px, row, plane, image, offset
+
+    ctypedef struct cs_winograd_op:
+        cs_winograd tiles
+        cs_conv product
+        int64_t coefficient
+        int32_t slots
 
     ctypedef union cs_op_parameters:
         cs_conv conv
+        cs_winograd_op winograd
         cs_depthwise depthwise
         cs_pool pool
         cs_pointwise pointwise
 
     ctypedef struct cs_op:
-        int32_t kind, phase, x, r, y, first
+        int32_t kind, level, x, r, y, first
         int64_t x_start
         cs_op_parameters as_ "as"
         const float *weight
@@ -35,7 +44,9 @@ cdef extern from "executor.h" nogil:
         const cs_kernels *kernels
         const cs_tensor *tensors
         const cs_op *ops
-        int32_t op_count, chunk
+        int32_t op_count, levels
+        int32_t group[8]
+        int64_t scratch
 
     void cs_plan_run(const cs_plan *plan, int64_t n, const float *x, float **results,
                      float **arenas, int threads)
@@ -44,19 +55,22 @@ cdef extern from "executor.h" nogil:
 cdef double THREADS_FROM = 1e6
 cdef int MAX_OUTPUTS = 64
 cdef int MAX_THREADS = 256
+# Of a Winograd pass: most of a second-level cache.
+cdef int SCRATCH_FLOATS = 160 * 1024
 
 
 cdef class Executor:
     """Tensors and operations in the order of their execution; built once, then run by any thread.
 
-    `chunk` is the number of images that one thread takes through the plan at a time.
+    groups: how many images the operations of level 0, 1, ... take at a time, each at least as many
+    as the one before; operations are added level by level.
     """
 
     cdef cs_plan plan
     cdef cs_tensor *tensors
     cdef cs_op *ops
     cdef int tensor_count
-    cdef int64_t arena_floats
+    cdef int64_t arena_floats, scratch_floats
     cdef double macs
     cdef list kept          # owners of the weights
     cdef list arenas        # that no call uses at the moment; guarded by the GIL
@@ -66,9 +80,13 @@ cdef class Executor:
         self.tensors = NULL
         self.ops = NULL
 
-    def __init__(self, int chunk, double macs_per_image):
+    def __init__(self, groups, double macs_per_image):
+        if not 1 <= len(groups) <= CS_MAX_LEVELS:
+            raise ValueError(f"a plan has 1 to {CS_MAX_LEVELS} levels, got {len(groups)}")
         self.plan.kernels = table()
-        self.plan.chunk = chunk
+        self.plan.levels = len(groups)
+        for i, group in enumerate(groups):
+            self.plan.group[i] = group
         self.macs = macs_per_image
         self.kept, self.arenas, self.output_shapes = [], [], []
 
@@ -85,22 +103,25 @@ cdef class Executor:
         t.offset, t.image = -1, t.plane * channels
         return self.tensor_count - 1
 
-    def tensor(self, int channels, int height, int width, halo, bint planar, bint whole_chunk):
+    def tensor(self, int channels, int height, int width, halo, bint planar, int level):
         """A tensor in the arena; halo = (top, bottom, left, right). Returns its number.
 
-        whole_chunk: holds all images of a chunk instead of one at a time.
+        level: the highest of the operations that make or read it.
         """
         cdef cs_tensor *t = self._tensor(channels, height, width, planar)
         t.top, t.bottom, t.left, t.right = halo
         t.row = t.px * (t.left + width + t.right)
         t.plane = t.row * (t.top + height + t.bottom)
-        t.image = self._image_floats(t) if whole_chunk else 0
+        t.level = level
+        planes = channels if planar else (channels + t.px - 1) // t.px
+        # Whole vectors: a flat tensor is written and read a vector at a time.
+        t.image = (planes * t.plane + 15) // 16 * 16
         return self.tensor_count - 1
 
     def floats(self, int number):
         """What a tensor takes of the arena, in floats."""
         cdef cs_tensor *t = &self.tensors[number]
-        return self._image_floats(t) * (self.plan.chunk if t.image else 1)
+        return t.image * self.plan.group[t.level]
 
     def place(self, int number, int64_t offset):
         """Gives a tensor its place in the arena."""
@@ -115,20 +136,13 @@ cdef class Executor:
         self.plan.tensors = self.tensors
         cdef cs_tensor *t = &self.tensors[self.tensor_count]
         self.tensor_count += 1
-        t[0] = cs_tensor(channels, height, width, 0, 0, 0, 0, planar, 0, 0, 0, 0, 0)
+        t[0] = cs_tensor(channels, height, width, 0, 0, 0, 0, planar, 0, 0, 0, 0, 0, 0)
         t.px = 1 if planar else self.plan.kernels.block
         return t
 
-    cdef int64_t _image_floats(self, cs_tensor *t):
-        cdef int64_t planes = t.channels
-        if not t.planar:
-            planes = (planes + self.plan.kernels.block - 1) // self.plan.kernels.block
-        # Whole vectors: a flat tensor is written and read a vector at a time.
-        return (planes * t.plane + 15) // 16 * 16
-
     # -- operations ---------------------------------------------------------------------------
 
-    cdef cs_op *_op(self, int kind, int phase, int x, int y) except NULL:
+    cdef cs_op *_op(self, int kind, int level, int x, int y) except NULL:
         cdef void *grown = realloc(self.ops, (self.plan.op_count + 1) * sizeof(cs_op))
         if grown == NULL:
             raise MemoryError("no memory for a plan's operations")
@@ -136,28 +150,28 @@ cdef class Executor:
         self.plan.ops = self.ops
         cdef cs_op *op = &self.ops[self.plan.op_count]
         self.plan.op_count += 1
-        op.kind, op.phase, op.x, op.r, op.y, op.first, op.x_start = kind, phase, x, -1, y, 0, 0
+        op.kind, op.level, op.x, op.r, op.y, op.first, op.x_start = kind, level, x, -1, y, 0, 0
         op.weight = op.bias = NULL
         return op
 
-    def stage(self, int phase, int x, int y):
-        self._op(CS_STAGE, phase, x, y)
+    def stage(self, int level, int x, int y):
+        self._op(CS_STAGE, level, x, y)
 
-    def flatten(self, int phase, int x, int y):
-        self._op(CS_FLATTEN, phase, x, y)
+    def flatten(self, int level, int x, int y):
+        self._op(CS_FLATTEN, level, x, y)
 
-    def softmax(self, int phase, int x, int y):
-        self._op(CS_SOFTMAX, phase, x, y)
+    def softmax(self, int level, int x, int y):
+        self._op(CS_SOFTMAX, level, x, y)
 
-    def concat(self, int phase, int x, int y, int first_channel):
-        self._op(CS_CONCAT, phase, x, y).first = first_channel
+    def concat(self, int level, int x, int y, int first_channel):
+        self._op(CS_CONCAT, level, x, y).first = first_channel
 
-    def global_avg_pool(self, int phase, int x, int y):
-        self._op(CS_GLOBAL_AVG_POOL, phase, x, y)
+    def global_avg_pool(self, int level, int x, int y):
+        self._op(CS_GLOBAL_AVG_POOL, level, x, y)
 
-    def conv(self, int phase, int x, int y, PackedConv packed, window, residual=None):
+    def conv(self, int level, int x, int y, PackedConv packed, window, residual=None):
         """A convolution whose padding is x's halo; the residual is added before the activation."""
-        cdef cs_op *op = self._op(CS_CONV, phase, x, y)
+        cdef cs_op *op = self._op(CS_CONV, level, x, y)
         cdef cs_tensor *tx = &self.tensors[x]
         cdef cs_tensor *ty = &self.tensors[y]
         cdef cs_tensor *tr
@@ -171,9 +185,42 @@ cdef class Executor:
             tr = &self.tensors[op.r]
             op.as_.conv.r_block, op.as_.conv.r_row, op.as_.conv.r_px = tr.plane, tr.row, tr.px
 
-    def affine(self, int phase, int x, int y, PackedConv packed):
+    def winograd(self, int level, int x, int y, PackedWinograd packed, window, residual=None):
+        """The same for 3 x 3 filters and stride 1, by Winograd tiles."""
+        cdef cs_op *op = self._op(CS_WINOGRAD, level, x, y)
+        cdef cs_winograd_op *o = &op.as_.winograd
+        cdef cs_tensor *tx = &self.tensors[x]
+        cdef cs_tensor *ty = &self.tensors[y]
+        cdef PackedConv product = packed.product
+        cdef int block = product.block, m = packed.m, coefficients = (m + 2) * (m + 2)
+        product.read_from(0, 0, block)
+        product.write_to(0, 0, block)
+        o.product, o.coefficient = product.conv, packed.coefficient
+        o.tiles.m, o.tiles.planes, o.tiles.blocks = m, product.planes, product.blocks
+        o.tiles.oh, o.tiles.ow = packed.oh, packed.ow
+        o.tiles.h = tx.height + window.pt + window.pb
+        o.tiles.w = tx.width + window.pl + window.pr
+        o.tiles.rows, o.tiles.columns = (packed.oh + m - 1) // m, (packed.ow + m - 1) // m
+        o.tiles.activation = packed.activation
+        o.tiles.x_plane, o.tiles.x_row = tx.plane, tx.row
+        o.tiles.y_block, o.tiles.y_row = ty.plane, ty.row
+        op.x_start = -<int64_t>window.pt * tx.row - window.pl * tx.px
+        op.weight, op.bias = packed.weights.data, packed.bias.data
+        self.kept.append(packed)
+        if residual is not None:
+            op.r = residual
+            o.tiles.r_block, o.tiles.r_row = self.tensors[op.r].plane, self.tensors[op.r].row
+        # Inputs and products of a pass in the Winograd domain: as many tiles as the cache holds.
+        widest = max(product.tiles[i].blocks for i in range(product.conv.tiles))
+        a_tile = coefficients * block * (product.planes + widest)
+        steps = 2 * coefficients * block   # what keeps the coefficients apart
+        tiles = o.tiles.rows * o.tiles.columns * self.plan.group[level]
+        o.slots = max(14, min(SCRATCH_FLOATS // a_tile, tiles, 112))
+        self.scratch_floats = max(self.scratch_floats, <int64_t>(o.slots * a_tile + steps))
+
+    def affine(self, int level, int x, int y, PackedConv packed):
         """A convolution with a filter as large as the image; the chunk's images are its pixels."""
-        cdef cs_op *op = self._op(CS_AFFINE, phase, x, y)
+        cdef cs_op *op = self._op(CS_AFFINE, level, x, y)
         cdef cs_tensor *tx = &self.tensors[x]
         cdef cs_tensor *ty = &self.tensors[y]
         packed.read_from(tx.plane, tx.row, tx.px)
@@ -186,9 +233,9 @@ cdef class Executor:
         op.weight, op.bias = packed.weights.data, packed.bias.data
         self.kept.append(packed)
 
-    def depthwise(self, int phase, int x, int y, weight, bias, window, bint relu):
+    def depthwise(self, int level, int x, int y, weight, bias, window, bint relu):
         """One filter a channel: weight float32[C, KH, KW], bias float32[C]."""
-        cdef cs_op *op = self._op(CS_DEPTHWISE, phase, x, y)
+        cdef cs_op *op = self._op(CS_DEPTHWISE, level, x, y)
         cdef cs_tensor *tx = &self.tensors[x]
         cdef cs_tensor *ty = &self.tensors[y]
         cdef cs_depthwise *d = &op.as_.depthwise
@@ -200,20 +247,20 @@ cdef class Executor:
         # [C / b][KH][KW][b]
         channels, kh, kw = weight.shape
         width = self.plan.kernels.block
-        blocked = np.zeros((-(-channels // width), width, kh, kw), np.float32)
+        blocked = np.zeros(((channels + width - 1) // width, width, kh, kw), np.float32)
         blocked.reshape(-1, kh, kw)[:channels] = weight
         op.weight = self._constant(blocked.transpose(0, 2, 3, 1).ravel())
         op.bias = self._constant(bias)
 
-    def scale_shift(self, int phase, int x, int y, scale, shift, bint relu):
+    def scale_shift(self, int level, int x, int y, scale, shift, bint relu):
         """y = x * scale + shift by channel: float32[C] each."""
-        cdef cs_op *op = self._op(CS_SCALE_SHIFT, phase, x, y)
+        cdef cs_op *op = self._op(CS_SCALE_SHIFT, level, x, y)
         self._pointwise(op, relu)
         op.weight = self._constant(scale)
         op.bias = self._constant(shift)
 
-    def add(self, int phase, int x, int r, int y, bint relu):
-        cdef cs_op *op = self._op(CS_ADD, phase, x, y)
+    def add(self, int level, int x, int r, int y, bint relu):
+        cdef cs_op *op = self._op(CS_ADD, level, x, y)
         op.r = r
         self._pointwise(op, relu)
         op.as_.pointwise.b_row, op.as_.pointwise.b_plane = self.tensors[r].row, self.tensors[r].plane
@@ -225,8 +272,8 @@ cdef class Executor:
         p.h, p.w, p.activation = ty.height, ty.width, relu
         p.a_row, p.a_plane, p.y_row, p.y_plane = tx.row, tx.plane, ty.row, ty.plane
 
-    def pool(self, int phase, int x, int y, window, bint largest, bint count_padding):
-        cdef cs_op *op = self._op(CS_MAX_POOL if largest else CS_AVG_POOL, phase, x, y)
+    def pool(self, int level, int x, int y, window, bint largest, bint count_padding):
+        cdef cs_op *op = self._op(CS_MAX_POOL if largest else CS_AVG_POOL, level, x, y)
         cdef cs_tensor *tx = &self.tensors[x]
         cdef cs_tensor *ty = &self.tensors[y]
         cdef cs_pool *p = &op.as_.pool
@@ -236,9 +283,9 @@ cdef class Executor:
         p.count_padding = count_padding
         p.x_row, p.x_plane, p.y_row, p.y_plane = tx.row, tx.plane, ty.row, ty.plane
 
-    def output(self, int phase, int x, shape):
+    def output(self, int level, int x, shape):
         """The next result: tensor x as float32[N, *shape]."""
-        self._op(CS_OUTPUT, phase, x, -1).first = len(self.output_shapes)
+        self._op(CS_OUTPUT, level, x, -1).first = len(self.output_shapes)
         self.output_shapes.append(tuple(shape))
         if len(self.output_shapes) > MAX_OUTPUTS:
             raise ValueError(f"a plan has at most {MAX_OUTPUTS} outputs")
@@ -258,7 +305,7 @@ cdef class Executor:
     @property
     def arena_bytes(self):
         """Memory that one thread needs for the plan's tensors."""
-        return self.arena_floats * 4
+        return (self.arena_floats + self.scratch_floats) * 4
 
     def run(self, x, int threads):
         """x float32[N, C, H, W], C-contiguous, its shape already checked; list of new arrays."""
@@ -273,11 +320,12 @@ cdef class Executor:
             return outs
         if n * self.macs < THREADS_FROM:
             threads = 1
-        threads = max(1, min(threads, n, MAX_THREADS))
+        threads = max(1, min(threads, MAX_THREADS))
+        self.plan.scratch = self.arena_floats
         for i, out in enumerate(outs):
             flat = out.reshape(-1)
             results[i] = &flat[0]
-        used = [self.arenas.pop() if self.arenas else Buffer(self.arena_floats)
+        used = [self.arenas.pop() if self.arenas else Buffer(self.arena_floats + self.scratch_floats)
                 for _ in range(threads)]
         for i, arena in enumerate(used):
             arenas[i] = arena.data

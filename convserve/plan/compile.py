@@ -15,19 +15,22 @@ import numpy as np
 import numpy.typing as npt
 
 from convserve.graph import Graph, layers
-from convserve.graph.layers import Shape
 from convserve.kernels._executor import Executor
 from convserve.kernels._packed import PLANAR_CHANNELS, PackedConv
+from convserve.kernels._winograd import PackedWinograd
+from convserve.plan.choose import winograd_tile
 from convserve.plan.lower import Step, Steps, image_shape, is_depthwise, lower
 from convserve.plan.memory import Extent, place
 
 __all__ = ["Plan", "compile_plan"]
 
 Array = npt.NDArray[np.float32]
-# Images that a thread takes through the plan at a time: enough to reuse an affine layer's weights,
-# few enough for what they hand on to stay in the second-level cache.
-MAX_CHUNK = 32
-CHUNK_FLOATS = 1 << 16
+# Images that a thread takes through the plan at a time: enough to reuse an affine layer's weights.
+MAX_GROUP = 32
+# What a group's inputs and outputs of a layer may take, for the second-level cache to hold them.
+GROUP_FLOATS = 96 * 1024
+# Pixels of all images of a group at the least, to reuse the weights of deep layers.
+MIN_PIXELS = 400
 
 Halo = tuple[int, int, int, int]
 NO_HALO: Halo = (0, 0, 0, 0)
@@ -68,92 +71,94 @@ class _Value:
     """Where a step's result, or a copy of the network's input, lies."""
 
     shape: tuple[int, int, int]
+    made_at: int  # level of the step that makes it
+    first: int  # the steps between which it is alive
+    last: int
     halo: Halo = NO_HALO
     planar: bool = False
-    first: int = 0  # the steps between which it is alive
-    last: int = 0
-    chunk: bool = False  # holds all images of a chunk
+    level: int = 0  # the highest of the steps that make or read it
     tensor: int = -1
-    phase: int = 0
 
 
 class _Compiler:
     def __init__(self, graph: Graph, steps: Steps, asked: list[str]) -> None:
         self.graph, self.steps, self.asked = graph, steps, asked
         self.values: dict[str, _Value] = {}
-        self.order: list[tuple[int, Step]] = []  # (phase, step)
         # The input as the layers that read it want it: "planar" with a halo, or "blocked".
         self.copies: dict[str, _Value] = {}
 
     def run(self) -> Executor:
-        self.order_by_phase()
+        groups = self.group_steps()
         self.lay_out()
-        chunk_floats = sum(
-            prod(v.shape) for v in [*self.values.values(), *self.copies.values()] if v.chunk
-        )
-        chunk = max(1, min(MAX_CHUNK, CHUNK_FLOATS // max(1, chunk_floats)))
+        self.executor = executor = Executor(groups, self.work())
+        self.external = executor.input(*self.graph.input_shape)
+        every = [*self.copies.values(), *self.values.values()]
+        for value in every:
+            value.tensor = executor.tensor(*value.shape, value.halo, value.planar, value.level)
+        extents = {v.tensor: Extent(executor.floats(v.tensor), v.first, v.last) for v in every}
+        for tensor, offset in place(extents).items():
+            executor.place(tensor, offset)
+        for copy in self.copies.values():
+            executor.stage(copy.made_at, self.external, copy.tensor)
+        for level, step in zip(self.levels, self.steps.steps, strict=True):
+            self.emit(level, step)
+        for name in self.asked:
+            value = self.values.get(self.steps.outputs[name])
+            tensor, level = (value.tensor, value.level) if value else (self.external, 0)
+            executor.output(level, tensor, self.graph.shape(name))
+        return executor
+
+    def work(self) -> float:
+        """About how many multiply-accumulates an image takes, the cheap layers counted too."""
         nodes = {name for step in self.steps.steps for name in step.nodes}
         macs = sum(
             node.op.macs(self.graph.input_shapes(node))
             for node in self.graph.nodes
             if node.name in nodes
         )
-        # Layers without multiply-accumulates cost something too.
-        work = macs + 4 * sum(prod(v.shape) for v in self.values.values())
-        executor = Executor(chunk, float(work))
-        self.external = executor.input(*self.graph.input_shape)
-        every = [*self.copies.values(), *self.values.values()]
-        for value in every:
-            value.tensor = executor.tensor(*value.shape, value.halo, value.planar, value.chunk)
-        extents = {v.tensor: Extent(executor.floats(v.tensor), v.first, v.last) for v in every}
-        for tensor, offset in place(extents).items():
-            executor.place(tensor, offset)
-        for copy in self.copies.values():
-            executor.stage(0, self.external, copy.tensor)
-        for phase, step in self.order:
-            self.emit(executor, phase, step)
-        for name in self.asked:
-            value = self.values.get(self.steps.outputs[name])
-            tensor, phase = (value.tensor, value.phase) if value else (self.external, 0)
-            executor.output(phase, tensor, self.graph.shape(name))
-        return executor
+        return float(macs + 4 * sum(prod(v.shape) for v in self.values.values()))
 
-    # -- what runs when -----------------------------------------------------------------------
+    # -- how many images at a time ------------------------------------------------------------
 
-    def order_by_phase(self) -> None:
-        """An affine layer and all that depends on it run for a whole chunk of images."""
-        late: set[str] = set()
-        for step in self.steps.steps:
-            sources = [*step.inputs, *([step.residual] if step.residual else [])]
-            if isinstance(step.op, layers.Affine) or any(source in late for source in sources):
-                late.add(step.name)
-        early = [step for step in self.steps.steps if step.name not in late]
-        self.order = [(0, s) for s in early]
-        self.order += [(1, s) for s in self.steps.steps if s.name in late]
+    def group_steps(self) -> list[int]:
+        """Sets each step's level; returns the group size of each level.
+
+        A step takes as many images at a time as the cache holds of what it reads and makes, but no
+        more than any step after it: so the groups grow along the plan.
+        """
+        group, sizes = MAX_GROUP, []
+        for step in reversed(self.steps.steps):
+            names = [*step.inputs, *([step.residual] if step.residual else [])]
+            floats = prod(step.shape) + sum(prod(self.steps.shapes[name]) for name in names)
+            if not isinstance(step.op, layers.Affine):
+                fitting = max(1, GROUP_FLOATS // floats, MIN_PIXELS // prod(step.shape[1:]))
+                group = min(group, 1 << fitting.bit_length() - 1)
+            sizes.append(group)
+        sizes.reverse()
+        groups = sorted(set(sizes)) or [MAX_GROUP]
+        self.levels = [groups.index(size) for size in sizes]
+        return groups
 
     # -- where it lies ------------------------------------------------------------------------
 
     def lay_out(self) -> None:
         """Each value's halo, lifetime and number of images. Time 0 is the staging of the input."""
-        end = len(self.order) + 1
-        for now, (phase, step) in enumerate(self.order, 1):
-            self.values[step.name] = _Value(
-                image_shape(step.shape), first=now, last=now, phase=phase, chunk=phase == 1
-            )
+        for now, (level, step) in enumerate(zip(self.levels, self.steps.steps, strict=True), 1):
+            self.values[step.name] = _Value(image_shape(step.shape), level, now, now, level=level)
             for source in step.inputs:
-                self.read(self.source(source, step), step, phase, now)
+                self.read(self.source(source, step, level), level, now, self.halo(step))
             if step.residual:
-                self.read(self.values[step.residual], None, phase, now)
+                self.read(self.values[step.residual], level, now, NO_HALO)
         for name in self.asked:
             asked = self.values.get(self.steps.outputs[name])
             if asked is not None:
-                asked.last = end
-        for value in [*self.values.values(), *self.copies.values()]:
-            if value.chunk and value.phase == 0:
-                value.first = 0  # it is filled over all images of the chunk
-                value.last = max(value.last, len([p for p, _ in self.order if p == 0]))
+                # written out at its own level, after all that level's steps
+                asked.last = len(self.steps.steps) + 1
+        for value in self.values.values():
+            if value.level > value.made_at:
+                value.first = 0  # it fills up while the steps of lower levels run again and again
 
-    def source(self, name: str, step: Step) -> _Value | None:
+    def source(self, name: str, step: Step, level: int) -> _Value | None:
         """The value that a step reads; None for the network's input read in place."""
         if name != self.graph.input_name:
             return self.values[name]
@@ -162,80 +167,80 @@ class _Compiler:
         )
         if planar and (isinstance(step.op, layers.Affine) or self.halo(step) == NO_HALO):
             return None
-        form = "planar" if planar else "blocked"
-        return self.copies.setdefault(form, _Value(self.graph.input_shape, planar=planar))
+        new = _Value(self.graph.input_shape, level, 0, 0, planar=planar, level=level)
+        return self.copies.setdefault("planar" if planar else "blocked", new)
 
-    def read(self, value: _Value | None, step: Step | None, phase: int, now: int) -> None:
-        if value is None:
-            return
-        value.last = max(value.last, now)
-        value.chunk = value.chunk or phase == 1
-        if step is not None:
-            halo = self.halo(step)
+    def read(self, value: _Value | None, level: int, now: int, halo: Halo) -> None:
+        if value is not None:
+            value.last = max(value.last, now)
+            value.level = max(value.level, level)
             value.halo = tuple(map(max, value.halo, halo))  # type: ignore[assignment]
 
     def halo(self, step: Step) -> Halo:
         if not isinstance(step.op, layers.Conv2d):
             return NO_HALO
-        window = step.op.window([self.shape(step.inputs[0])])
+        window = step.op.window([self.steps.shapes[step.inputs[0]]])
         return window.pt, window.pb, window.pl, window.pr
-
-    def shape(self, name: str) -> Shape:
-        return self.steps.shapes[name]
 
     # -- what it does -------------------------------------------------------------------------
 
-    def emit(self, executor: Executor, phase: int, step: Step) -> None:
-        op = step.op
-        sources = [self.source(name, step) for name in step.inputs]
+    def emit(self, level: int, step: Step) -> None:
+        op, executor = step.op, self.executor
+        sources = [self.source(name, step, level) for name in step.inputs]
         x = [self.external if source is None else source.tensor for source in sources]
         y = self.values[step.name].tensor
-        shape = self.shape(step.inputs[0])
+        shape = self.steps.shapes[step.inputs[0]]
         match op:
             case layers.Conv2d():
-                self.emit_conv(executor, phase, step, sources[0], x[0], y)
+                self.emit_conv(level, step, sources[0], x[0], y)
             case layers.Affine():
                 assert step.weight is not None
                 c, h, w = image_shape(shape)
                 weight = step.weight.reshape(-1, c, h, w)
-                packed = PackedConv(
-                    weight, step.bias, h, w, relu=step.relu, planar=sources[0] is None
-                )
-                executor.affine(phase, x[0], y, packed)
+                planar = sources[0] is None
+                packed = PackedConv(weight, step.bias, h, w, relu=step.relu, planar=planar)
+                executor.affine(level, x[0], y, packed)
             case layers.MaxPool2d():
-                executor.pool(phase, x[0], y, op.window([shape]), True, False)
+                executor.pool(level, x[0], y, op.window([shape]), True, False)
             case layers.AvgPool2d():
-                executor.pool(phase, x[0], y, op.window([shape]), False, op.count_include_pad)
+                executor.pool(level, x[0], y, op.window([shape]), False, op.count_include_pad)
             case layers.GlobalAvgPool2d():
-                executor.global_avg_pool(phase, x[0], y)
+                executor.global_avg_pool(level, x[0], y)
             case layers.BatchNorm():
-                executor.scale_shift(phase, x[0], y, step.scale, step.shift, step.relu)
+                assert step.scale is not None and step.shift is not None
+                executor.scale_shift(level, x[0], y, step.scale, step.shift, step.relu)
             case layers.ReLU():
                 ones, zeros = np.ones(shape[0], np.float32), np.zeros(shape[0], np.float32)
-                executor.scale_shift(phase, x[0], y, ones, zeros, True)
+                executor.scale_shift(level, x[0], y, ones, zeros, True)
             case layers.Add():
-                executor.add(phase, x[0], x[1], y, step.relu)
+                executor.add(level, x[0], x[1], y, step.relu)
             case layers.Concat():
                 channel = 0
                 for source, tensor in zip(step.inputs, x, strict=True):
-                    executor.concat(phase, tensor, y, channel)
-                    channel += self.shape(source)[0]
+                    executor.concat(level, tensor, y, channel)
+                    channel += self.steps.shapes[source][0]
             case layers.Softmax():
-                executor.softmax(phase, x[0], y)
+                executor.softmax(level, x[0], y)
             case layers.Flatten():
-                executor.flatten(phase, x[0], y)
+                executor.flatten(level, x[0], y)
             case _:
                 raise TypeError(f"layer {step.name!r}: no kernel for {op.op}")
 
-    def emit_conv(
-        self, executor: Executor, phase: int, step: Step, source: _Value | None, x: int, y: int
-    ) -> None:
-        op, shape = step.op, image_shape(self.shape(step.inputs[0]))
+    def emit_conv(self, level: int, step: Step, source: _Value | None, x: int, y: int) -> None:
+        op, shape = step.op, image_shape(self.steps.shapes[step.inputs[0]])
         assert isinstance(op, layers.Conv2d) and step.weight is not None
         window = op.window([shape])
-        if is_depthwise(op, shape) and not (source is None or source.planar):
+        planar = source is None or source.planar
+        if is_depthwise(op, shape) and not planar:
             bias = np.zeros(shape[0], np.float32) if step.bias is None else step.bias
-            executor.depthwise(phase, x, y, step.weight[:, 0], bias, window, step.relu)
+            weight = np.ascontiguousarray(step.weight[:, 0])
+            self.executor.depthwise(level, x, y, weight, bias, window, step.relu)
+            return
+        residual = self.values[step.residual].tensor if step.residual else None
+        tile = 0 if planar else winograd_tile(op, shape, window)
+        if tile:
+            wino = PackedWinograd(step.weight, step.bias, *shape[1:], op.padding, tile, step.relu)
+            self.executor.winograd(level, x, y, wino, window, residual)
             return
         packed = PackedConv(
             step.weight,
@@ -246,7 +251,6 @@ class _Compiler:
             op.dilation,
             op.groups,
             relu=step.relu,
-            planar=source is None or source.planar,
+            planar=planar,
         )
-        residual = self.values[step.residual].tensor if step.residual else None
-        executor.conv(phase, x, y, packed, window, residual)
+        self.executor.conv(level, x, y, packed, window, residual)

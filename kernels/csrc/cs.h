@@ -47,6 +47,22 @@ typedef struct cs_depthwise {
     int64_t y_block, y_row;
 } cs_depthwise;
 
+/* A 3 x 3 convolution of stride 1 by Winograd tiles of m x m outputs; x holds its padding. */
+typedef struct cs_winograd {
+    int32_t m;                  /* 2 or 4 */
+    int32_t planes, blocks;     /* of the input and of the output */
+    int32_t h, w, oh, ow;       /* the padded input's and the output's size */
+    int32_t rows, columns;      /* tiles an image: ceil(oh / m), ceil(ow / m) */
+    int32_t activation;
+    int64_t x_plane, x_row, y_block, y_row, r_block, r_row;
+} cs_winograd;
+
+/* Floats between the coefficients of v and m, below: a vector more than they hold, so that those of
+ * one tile don't fall into the same set of the cache. */
+static inline int64_t cs_winograd_step(int planes, int slots, int block) {
+    return ((int64_t)planes * slots + 1) * block;
+}
+
 /* Weight gradient of one filter tap: sums over all images and output pixels. */
 typedef struct cs_wgrad {
     int64_t n, oh, ow;
@@ -78,6 +94,14 @@ typedef struct cs_kernels {
      * w and bias are packed; bias holds blocks * b floats for all output channels. */
     void (*conv)(const cs_conv *p, int t, int oh0, int oh1, const float *x, const float *w,
                  const float *bias, const float *r, float *y);
+    /* `count` tiles of an image from tile `first` on, to (or from) the places `slot`, `slot` + 1, ...
+     * of the `slots` places a coefficient in v[(m+2)^2][planes][slots][b] (or from
+     * m[(m+2)^2][blocks][slots][b]), whose coefficients are cs_winograd_step floats apart. */
+    void (*winograd_input)(const cs_winograd *p, int first, int count, const float *x, float *v,
+                           int slot, int slots);
+    void (*winograd_output)(const cs_winograd *p, int block, int blocks, int first, int count,
+                            const float *m, int slot, int slots, const float *bias, const float *r,
+                            float *y);
     void (*depthwise)(const cs_depthwise *p, int block, int oh0, int oh1, const float *x,
                       const float *w, const float *bias, float *y);
     /* dw[inner][blocks * b] += sum x * g for `blocks` <= 2 output blocks; rows of dw are ldw apart. */

@@ -8,6 +8,7 @@
 #include "pointwise.tmpl.h"
 #include "pool.tmpl.h"
 #include "wgrad.tmpl.h"
+#include "winograd.tmpl.h"
 
 #define CS_STRING2(x) #x
 #define CS_STRING(x) CS_STRING2(x)
@@ -18,6 +19,8 @@ const cs_kernels CS_CAT(cs_kernels_, CS_ISA) = {
     .block = CS_VL,
     .conv_tile_blocks = conv_tile_blocks,
     .conv = conv,
+    .winograd_input = winograd_input,
+    .winograd_output = winograd_output,
     .depthwise = depthwise,
     .wgrad = wgrad,
     .max_pool = max_pool,

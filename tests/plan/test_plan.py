@@ -127,13 +127,53 @@ def test_random_graphs(graph, n, seed, data):
 def test_architectures(isa, name):
     graph = architectures.build(name)
     rng = np.random.default_rng(0)
+    params = graph.initialise(rng)
+    x = rng.standard_normal((2, *graph.input_shape)).astype(np.float32)
+    logits, output = graph.resolve("logits"), graph.outputs["output"]
+    found = compile_plan(graph, params, [logits, output]).run(x)
+    expected = graph_reference.evaluate(graph, params, x)
+    # what the field allows between engines
+    for name, result in zip((logits, output), found, strict=True):
+        allowed = 1e-5 * np.abs(expected[name]).max()
+        reference.assert_close(result, expected[name], allowed, isa=isa, name=name)
+
+
+@settings(max_examples=60)
+@given(
+    channels=st.integers(16, 50),
+    filters=st.integers(16, 70),
+    size=st.tuples(st.integers(4, 15), st.integers(4, 15)),
+    padding=st.tuples(*[st.tuples(st.integers(0, 2), st.integers(0, 2))] * 2),
+    n=st.integers(1, 4),
+    residual=st.booleans(),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_winograd_convolutions(channels, filters, size, padding, n, residual, seed):
+    """3 x 3 filters of stride 1: odd sizes, any padding, many images, on each instruction set."""
+    if residual:
+        padding, filters = ((1, 1), (1, 1)), channels
+    graph = Graph((channels, *size))
+    first = graph.add(layers.Conv2d(channels, 1), name="first")
+    graph.add(layers.Conv2d(filters, 3, padding=padding), name="conv")
+    if residual:
+        graph.add(layers.Add(), "conv", first)
+    graph.add(layers.ReLU(), name="last")
+    rng = np.random.default_rng(seed)
     params = random_parameters(graph, rng)
-    x = rng.standard_normal((1, *graph.input_shape)).astype(np.float32)
-    (result,) = compile_plan(graph, params).run(x)
-    output = graph.outputs["output"]
-    expected = graph_reference.evaluate(graph, params, x)[output]
-    bound = graph_reference.error_bounds(graph, params, x)[output]
-    reference.assert_close(result, expected, bound, isa=isa)
+    x = rng.standard_normal((n, channels, *size)).astype(np.float32)
+    expected = graph_reference.evaluate(graph, params, x)["last"]
+    before = _core.isa()
+    try:
+        for isa in _core.available_isas():
+            _core.use_isa(isa)
+            plan = compile_plan(graph, params)
+            (result,) = plan.run(x, 1)
+            allowed = 1e-5 * np.abs(expected).max()
+            reference.assert_close(result, expected, allowed, isa=isa, size=size)
+            for threads in (2, 3, 5):
+                reference.assert_same_bits(plan.run(x, threads)[0], result, threads=threads)
+    finally:
+        _core.use_isa(before)
 
 
 @pytest.mark.parametrize("name", ["lenet", "resnet20", "mlp"])

@@ -1,0 +1,60 @@
+"""Winograd-domain weights U = G g G' of F(4 x 4, 3 x 3) and F(2 x 2, 3 x 3).
+
+The points of F(4, 3) are 0, +-sqrt(1/2), +-sqrt(2) and infinity, those of F(2, 3) 0, +-1 and
+infinity; the transforms of inputs and outputs in csrc/winograd.tmpl.h belong to them. U is computed
+in float64 and rounded once.
+"""
+
+import numpy as np
+
+from convserve.errors import ShapeError
+from convserve.kernels._arguments import conv_window, float32_array
+
+from convserve.kernels._core cimport Buffer
+from convserve.kernels._packed cimport PackedConv
+
+ROOT = 2.0 ** 0.5
+G = {
+    2: np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]]),
+    4: np.array(
+        [
+            [1, 0, 0],
+            [-2 / 3.0, -ROOT / 3, -1 / 3.0],  # floats: integers divide as in C here
+            [-2 / 3.0, ROOT / 3, -1 / 3.0],
+            [1 / 6.0, ROOT / 6, 1 / 3.0],
+            [1 / 6.0, -ROOT / 6, 1 / 3.0],
+            [0, 0, 1],
+        ]
+    ),
+}
+
+
+cdef class PackedWinograd:
+    """weight: float32[O, C, 3, 3], bias: float32[O] or None, for images of height x width with
+    `padding`, stride 1. m: outputs a tile, 2 or 4. Raises ShapeError for any other filter."""
+
+    def __init__(self, weight, bias, height, width, padding, int m, bint relu=False):
+        weight = float32_array(weight, "winograd: weight", 4)
+        if weight.shape[2:] != (3, 3) or m not in G:
+            raise ShapeError(f"winograd: 3 x 3 filters and m = 2 or 4, got {weight.shape}, m {m}")
+        window = conv_window((height, width), (3, 3), 1, padding, 1, "floor", "winograd")
+        self.m, self.activation = m, relu
+        self.filters, self.channels = weight.shape[:2]
+        self.oh, self.ow = window.oh, window.ow
+        cdef Py_ssize_t i, n = (m + 2) * (m + 2)
+        # Many tiles are pixels of one row: the widest register tiles suit.
+        self.product = PackedConv(np.zeros((*weight.shape[:2], 1, 1), np.float32), None, 1, 64,
+                                  planar=False)
+        self.coefficient = self.product.weight_floats
+        self.weights = Buffer(n * self.coefficient)
+        u = np.einsum("ij,ocjk,lk->iloc", G[m], weight.astype(np.float64), G[m], optimize=True)
+        cdef float[:, :, ::1] packed = np.ascontiguousarray(u.reshape(n, *weight.shape[:2]), np.float32)
+        for i in range(n):
+            self.product.transfer(&packed[i, 0, 0], self.weights.data + i * self.coefficient, False)
+        # the layer's bias, then as many zeros for the products
+        self.bias = Buffer(2 * self.product.blocks * self.product.block)
+        cdef const float[:] b
+        if bias is not None:
+            b = bias
+            for i in range(self.filters):
+                self.bias.data[i] = b[i]

@@ -1,0 +1,280 @@
+/* What each kind of operation does for the images, and the part of the work, of one task. */
+#include "plan.h"
+
+#include <assert.h>
+#include <string.h>
+
+static int planes(const cs_tensor *t, int block) {
+    return t->planar ? t->channels : (t->channels + block - 1) / block;
+}
+
+/* this task's share of `total` equal parts */
+typedef struct span {
+    int64_t from, to;
+} span;
+
+static span share(const cs_task *task, int64_t total) {
+    return (span){total * task->rank / task->size, total * (task->rank + 1) / task->size};
+}
+
+/* the first pixel, behind the halo, of image i (counted in the batch) */
+static float *pixels(const cs_task *task, int tensor, int64_t i) {
+    const cs_tensor *t = &task->plan->tensors[tensor];
+    if (t->offset < 0)   /* the input, which is only read */
+        return (float *)task->x + i * t->image;
+    return task->arena + t->offset + (i - task->group_start[t->level]) * t->image +
+           t->top * t->row + t->left * t->px;
+}
+
+/* The arena's memory is shared by tensors whose lives don't overlap, so a halo is written anew. */
+static void zero_halo(const cs_tensor *t, int block, float *first_pixel) {
+    if (!(t->top | t->bottom | t->left | t->right))
+        return;
+    const int64_t lines = t->top + t->height + t->bottom;
+    float *start = first_pixel - t->top * t->row - t->left * t->px;
+    for (int p = 0; p < planes(t, block); p++, start += t->plane) {
+        memset(start, 0, sizeof(float) * (t->top * t->row));
+        memset(start + (t->top + t->height) * t->row, 0, sizeof(float) * (t->bottom * t->row));
+        if (t->left | t->right)
+            for (int64_t h = t->top; h < lines - t->bottom; h++) {
+                memset(start + h * t->row, 0, sizeof(float) * (t->left * t->px));
+                memset(start + h * t->row + (t->left + t->width) * t->px, 0,
+                       sizeof(float) * (t->right * t->px));
+            }
+    }
+}
+
+static void stage(const cs_task *task, const cs_tensor *tx, const cs_tensor *ty, const float *x, float *y) {
+    const cs_kernels *k = task->plan->kernels;
+    const span part = share(task, planes(ty, k->block));
+    for (int64_t p = part.from; p < part.to; p++) {
+        if (ty->planar) {
+            for (int h = 0; h < tx->height; h++)
+                memcpy(y + p * ty->plane + h * ty->row, x + p * tx->plane + h * tx->row,
+                       sizeof(float) * tx->width);
+        } else {
+            const int left = tx->channels - (int)p * k->block;
+            k->pack(left < k->block ? left : k->block, 0, tx->height, tx->width,
+                    x + p * k->block * tx->plane, tx->plane, tx->row, tx->px, y + p * ty->plane,
+                    ty->row, ty->px);
+        }
+    }
+}
+
+/* a tensor of either layout -> C-contiguous NCHW */
+static void to_nchw(const cs_task *task, const cs_tensor *t, const float *x, float *y) {
+    const cs_kernels *k = task->plan->kernels;
+    const int64_t area = (int64_t)t->height * t->width;
+    const span part = share(task, planes(t, k->block));
+    for (int64_t p = part.from; p < part.to; p++) {
+        if (t->planar) {
+            for (int h = 0; h < t->height; h++)
+                memcpy(y + p * area + h * t->width, x + p * t->plane + h * t->row,
+                       sizeof(float) * t->width);
+        } else {
+            const int left = t->channels - (int)p * k->block;
+            k->unpack(left < k->block ? left : k->block, 0, t->height, t->width, x + p * t->plane,
+                      t->row, y + p * k->block * area, area, t->width);
+        }
+    }
+}
+
+static void concat(const cs_kernels *k, const cs_tensor *tx, const cs_tensor *ty, int first,
+                   const float *x, float *y) {
+    const int b = k->block;
+    if (first % b == 0) {   /* whole blocks; what lies beyond the last channel is written later */
+        for (int p = 0; p < planes(tx, b); p++)
+            for (int h = 0; h < tx->height; h++)
+                memcpy(y + (first / b + p) * ty->plane + h * ty->row, x + p * tx->plane + h * tx->row,
+                       sizeof(float) * tx->width * b);
+        return;
+    }
+    for (int c = 0; c < tx->channels; c++) {
+        const float *xc = x + c / b * tx->plane + c % b;
+        float *yc = y + (first + c) / b * ty->plane + (first + c) % b;
+        for (int h = 0; h < tx->height; h++)
+            for (int w = 0; w < tx->width; w++)
+                yc[h * ty->row + (int64_t)w * b] = xc[h * tx->row + (int64_t)w * b];
+    }
+}
+
+/* The lines of all tiles, one tile after the other: threads take different output channels first,
+ * and so different weights. */
+static void convolve(const cs_task *task, const cs_op *op) {
+    const cs_conv *c = &op->as.conv;
+    const span part = share(task, (int64_t)c->tiles * c->oh);
+    for (int t = (int)(part.from / c->oh); t * (int64_t)c->oh < part.to; t++) {
+        const int64_t start = (int64_t)t * c->oh;
+        const int oh0 = part.from > start ? (int)(part.from - start) : 0;
+        const int oh1 = part.to < start + c->oh ? (int)(part.to - start) : c->oh;
+        for (int64_t i = task->first; i < task->first + task->images; i++)
+            task->plan->kernels->conv(c, t, oh0, oh1, pixels(task, op->x, i) + op->x_start, op->weight,
+                                      op->bias, op->r < 0 ? NULL : pixels(task, op->r, i),
+                                      pixels(task, op->y, i));
+    }
+}
+
+static void affine(const cs_task *task, const cs_op *op) {
+    cs_conv c = op->as.conv;
+    const span part = share(task, c.tiles);
+    c.ow = (int32_t)task->images;
+    for (int64_t t = part.from; t < part.to; t++)
+        task->plan->kernels->conv(&c, (int)t, 0, 1, pixels(task, op->x, task->first), op->weight,
+                                  op->bias, NULL, pixels(task, op->y, task->first));
+}
+
+/* Calls the input (or output) transform for tiles from..to of the images' tiles in a row. */
+static void transform_input(const cs_task *task, const cs_op *op, span tiles, float *v, int64_t place, int slots) {
+    const cs_winograd *w = &op->as.winograd.tiles;
+    const int each = w->rows * w->columns;
+    for (int64_t at = tiles.from; at < tiles.to;) {
+        const int first = (int)(at % each);
+        const int count = (int)(tiles.to - at < each - first ? tiles.to - at : each - first);
+        task->plan->kernels->winograd_input(w, first, count,
+                                            pixels(task, op->x, task->first + at / each) + op->x_start,
+                                            v, (int)(at - place), slots);
+        at += count;
+    }
+}
+
+static void multiply_and_store(const cs_task *task, const cs_op *op, int t, span tiles, const float *v, float *m) {
+    const cs_winograd_op *o = &op->as.winograd;
+    const cs_winograd *w = &o->tiles;
+    const cs_kernels *k = task->plan->kernels;
+    const int each = w->rows * w->columns, slots = (int)(tiles.to - tiles.from);
+    const int coefficients = (w->m + 2) * (w->m + 2);
+    const cs_conv_tile *tile = &o->product.tile[t];
+    const int64_t line = (int64_t)slots * k->block;
+    cs_conv product = o->product;
+    product.ow = slots;
+    product.x_plane = product.y_block = line;
+    for (int c = 0; c < coefficients; c++)
+        k->conv(&product, t, 0, 1, v + c * cs_winograd_step(w->planes, slots, k->block),
+                op->weight + c * o->coefficient, op->bias + (int64_t)w->blocks * k->block, NULL,
+                m + c * cs_winograd_step(tile->blocks, slots, k->block) - tile->block * line);
+    for (int64_t at = tiles.from; at < tiles.to;) {
+        const int64_t i = task->first + at / each;
+        const int first = (int)(at % each);
+        const int count = (int)(tiles.to - at < each - first ? tiles.to - at : each - first);
+        k->winograd_output(w, tile->block, tile->blocks, first, count, m, (int)(at - tiles.from),
+                           slots, op->bias, op->r < 0 ? NULL : pixels(task, op->r, i),
+                           pixels(task, op->y, i));
+        at += count;
+    }
+}
+
+/* op->bias: the layer's bias, then as many zeros for the products. */
+static void winograd(const cs_task *task, const cs_op *op) {
+    const cs_winograd_op *o = &op->as.winograd;
+    const int block = task->plan->kernels->block;
+    const int coefficients = (o->tiles.m + 2) * (o->tiles.m + 2);
+    const int64_t total = task->images * o->tiles.rows * o->tiles.columns;
+    const int64_t v_floats = coefficients * cs_winograd_step(o->tiles.planes, o->slots, block);
+    float *m = task->scratch + v_floats;
+
+    if (task->size > 1 && total <= o->slots && o->product.tiles >= task->size) {
+        /* few tiles, so reading the weights takes the time: each thread reads a part of them */
+        const span mine = share(task, total), part = share(task, o->product.tiles);
+        transform_input(task, op, mine, task->shared_scratch, 0, (int)total);
+        cs_wait(task);
+        for (int64_t t = part.from; t < part.to; t++)
+            multiply_and_store(task, op, (int)t, (span){0, total}, task->shared_scratch, m);
+        return;
+    }
+    const span mine = share(task, total);
+    const int64_t passes = (mine.to - mine.from + o->slots - 1) / o->slots;
+    for (int64_t p = 0; p < passes; p++) {
+        const span now = {mine.from + (mine.to - mine.from) * p / passes,
+                          mine.from + (mine.to - mine.from) * (p + 1) / passes};
+        transform_input(task, op, now, task->scratch, now.from, (int)(now.to - now.from));
+        for (int t = 0; t < o->product.tiles; t++)
+            multiply_and_store(task, op, t, now, task->scratch, m);
+    }
+}
+
+/* Operations on blocks and rows: the rows of all blocks, one block after the other. */
+static void by_rows(const cs_task *task, const cs_op *op, int64_t i) {
+    const cs_kernels *k = task->plan->kernels;
+    const cs_tensor *tx = &task->plan->tensors[op->x], *ty = &task->plan->tensors[op->y];
+    const float *x = pixels(task, op->x, i) + op->x_start;
+    const float *r = op->r < 0 ? NULL : pixels(task, op->r, i);
+    float *y = pixels(task, op->y, i);
+    const int height = ty->height;
+    const span part = share(task, (int64_t)planes(ty, k->block) * height);
+    for (int b = (int)(part.from / height); (int64_t)b * height < part.to; b++) {
+        const int64_t start = (int64_t)b * height;
+        const int h0 = part.from > start ? (int)(part.from - start) : 0;
+        const int h1 = part.to < start + height ? (int)(part.to - start) : height;
+        switch (op->kind) {
+        case CS_DEPTHWISE:
+            k->depthwise(&op->as.depthwise, b, h0, h1, x, op->weight, op->bias, y);
+            break;
+        case CS_MAX_POOL:
+            k->max_pool(&op->as.pool, b, h0, h1, x, y);
+            break;
+        case CS_AVG_POOL:
+            k->avg_pool(&op->as.pool, b, h0, h1, x, y);
+            break;
+        case CS_GLOBAL_AVG_POOL:
+            k->global_avg_pool(tx->height, tx->width, tx->row, x + b * tx->plane, y + b * ty->plane);
+            break;
+        case CS_SCALE_SHIFT:
+            k->scale_shift(&op->as.pointwise, b, h0, h1, x, op->weight + b * k->block,
+                           op->bias + b * k->block, y);
+            break;
+        case CS_ADD:
+            k->add(&op->as.pointwise, b, h0, h1, x, r, y);
+            break;
+        default:
+            assert(0);
+        }
+    }
+}
+
+static void one_image(const cs_task *task, const cs_op *op, int64_t i) {
+    const cs_plan *plan = task->plan;
+    const cs_tensor *tx = &plan->tensors[op->x];
+    const float *x = pixels(task, op->x, i);
+    switch (op->kind) {
+    case CS_STAGE:
+        stage(task, tx, &plan->tensors[op->y], x, pixels(task, op->y, i));
+        break;
+    case CS_FLATTEN:
+        to_nchw(task, tx, x, pixels(task, op->y, i));
+        break;
+    case CS_OUTPUT:
+        to_nchw(task, tx, x,
+                task->results[op->first] + i * ((int64_t)tx->channels * tx->height * tx->width));
+        break;
+    case CS_CONCAT:
+        if (task->rank == 0)
+            concat(plan->kernels, tx, &plan->tensors[op->y], op->first, x, pixels(task, op->y, i));
+        break;
+    case CS_SOFTMAX:
+        if (task->rank == 0)
+            plan->kernels->softmax(tx->channels, x, pixels(task, op->y, i));
+        break;
+    default:
+        by_rows(task, op, i);
+    }
+}
+
+void cs_execute(const cs_task *task, const cs_op *op) {
+    if (op->y >= 0 && task->rank == 0)
+        for (int64_t i = task->first; i < task->first + task->images; i++)
+            zero_halo(&task->plan->tensors[op->y], task->plan->kernels->block, pixels(task, op->y, i));
+    switch (op->kind) {
+    case CS_CONV:
+        convolve(task, op);
+        break;
+    case CS_WINOGRAD:
+        winograd(task, op);
+        break;
+    case CS_AFFINE:
+        affine(task, op);
+        break;
+    default:
+        for (int64_t i = task->first; i < task->first + task->images; i++)
+            one_image(task, op, i);
+    }
+}

@@ -1,0 +1,92 @@
+/* The executable plan: an array of operations over tensors in an arena. */
+#ifndef CS_PLAN_H
+#define CS_PLAN_H
+
+#include "cs.h"
+
+#define CS_MAX_LEVELS 8
+
+enum cs_op_kind {
+    CS_STAGE,       /* the input, or any planar tensor -> y with its own layout and halo */
+    CS_CONV,
+    CS_WINOGRAD,
+    CS_AFFINE,
+    CS_DEPTHWISE,
+    CS_MAX_POOL,
+    CS_AVG_POOL,
+    CS_GLOBAL_AVG_POOL,
+    CS_SCALE_SHIFT,
+    CS_ADD,
+    CS_CONCAT,      /* the channels of x go to y from channel `first` on */
+    CS_SOFTMAX,
+    CS_FLATTEN,
+    CS_OUTPUT       /* x -> result `first`, NCHW */
+};
+
+/* Blocked or planar (NCHW), with a halo of zeros that the convolutions after it read as padding. */
+typedef struct cs_tensor {
+    int32_t channels, height, width;
+    int32_t top, bottom, left, right;   /* the halo */
+    int32_t planar;
+    int32_t level;                      /* it holds the images of a group of this level */
+    int64_t px, row, plane, image;      /* steps, in floats */
+    int64_t offset;                     /* of its first float in the arena; -1: the plan's input */
+} cs_tensor;
+
+typedef struct cs_winograd_op {
+    cs_winograd tiles;
+    cs_conv product;        /* of one coefficient: a 1 x 1 convolution whose pixels are the tiles */
+    int64_t coefficient;    /* floats of the packed weights of one coefficient */
+    int32_t slots;          /* tiles a pass, at the most */
+} cs_winograd_op;
+
+typedef union cs_op_parameters {
+    cs_conv conv;
+    cs_winograd_op winograd;
+    cs_depthwise depthwise;
+    cs_pool pool;
+    cs_pointwise pointwise;
+} cs_op_parameters;
+
+typedef struct cs_op {
+    int32_t kind, level;
+    int32_t x, r, y;        /* tensors: input, second input or -1, output or -1 */
+    int32_t first;
+    int64_t x_start;        /* from the input's first pixel to where the first window starts */
+    cs_op_parameters as;
+    const float *weight, *bias;     /* for CS_SCALE_SHIFT: scale and shift */
+} cs_op;
+
+/* The operations of level 0 run for groups of group[0] images, those of level 1 then for group[1]
+ * images, and so on: where images are large few go through the plan together, so that what a layer
+ * hands to the next stays in the cache; where they are small many share a layer's weights. */
+typedef struct cs_plan {
+    const cs_kernels *kernels;
+    const cs_tensor *tensors;
+    const cs_op *ops;               /* in the order of their levels */
+    int32_t op_count, levels;
+    int32_t group[CS_MAX_LEVELS];
+    int64_t scratch;                /* offset of a thread's scratch memory in its arena */
+} cs_plan;
+
+struct cs_barrier;
+
+/* The part of an operation that one thread does: `images` images from image `first` of the batch
+ * on, shared with `size` - 1 other threads. */
+typedef struct cs_task {
+    const cs_plan *plan;
+    const float *x;                 /* the batch */
+    float *const *results;
+    float *arena;                   /* of all threads that share the images */
+    float *scratch, *shared_scratch; /* this thread's own, and that of rank 0 */
+    int64_t first, images;
+    int64_t group_start[CS_MAX_LEVELS];
+    int32_t rank, size;
+    struct cs_barrier *barrier;
+} cs_task;
+
+void cs_execute(const cs_task *task, const cs_op *op);
+/* Waits until all `size` threads of the task are here. */
+void cs_wait(const cs_task *task);
+
+#endif
