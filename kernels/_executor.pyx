@@ -48,8 +48,11 @@ cdef extern from "executor.h" nogil:
         int32_t group[8]
         int64_t scratch
 
-    void cs_plan_run(const cs_plan *plan, int64_t n, const float *x, float **results,
-                     float **arenas, int threads)
+    ctypedef struct cs_pace:
+        pass
+
+    void cs_plan_run(const cs_plan *plan, cs_pace *pace, int64_t n, const float *x,
+                     float **results, float **arenas, int threads)
 
 # Below this number of multiply-accumulates a call a second thread costs more than it brings.
 cdef double THREADS_FROM = 1e6
@@ -67,6 +70,7 @@ cdef class Executor:
     """
 
     cdef cs_plan plan
+    cdef cs_pace pace
     cdef cs_tensor *tensors
     cdef cs_op *ops
     cdef int tensor_count
@@ -330,6 +334,6 @@ cdef class Executor:
         for i, arena in enumerate(used):
             arenas[i] = arena.data
         with nogil:
-            cs_plan_run(&self.plan, n, &images[0, 0, 0, 0], results, arenas, threads)
+            cs_plan_run(&self.plan, &self.pace, n, &images[0, 0, 0, 0], results, arenas, threads)
         self.arenas += used
         return outs

@@ -2,6 +2,7 @@
 
 #include <sched.h>
 #include <stdatomic.h>
+#include <time.h>
 
 #include "team.h"
 #if defined(__SSE__)
@@ -93,18 +94,64 @@ static void work(void *argument, int rank, int size) {
 #endif
 }
 
-void cs_plan_run(const cs_plan *plan, int64_t n, const float *x, float *const *results,
-                 float *const *arenas, int threads) {
+/* Sharing a single image pays only while the threads keep their cores: on a machine that is busy
+ * otherwise each wait may last a time slice. So both ways are timed, and after a loss the next calls
+ * run alone, twice as many after each loss in a row. The results are the same bits. */
+static int may_share(cs_pace *pace) {
+    if (!atomic_load_explicit(&pace->alone, memory_order_relaxed))
+        return 0;   /* not yet known how long one thread takes */
+    if (atomic_load_explicit(&pace->rest, memory_order_relaxed) <= 0)
+        return 1;
+    atomic_fetch_sub_explicit(&pace->rest, 1, memory_order_relaxed);
+    return 0;
+}
+
+static void learn(cs_pace *pace, int shared, int64_t nanoseconds) {
+    const int64_t alone = atomic_load_explicit(&pace->alone, memory_order_relaxed);
+    if (!shared) {
+        /* follows a slower machine slowly, a faster one at once */
+        const int64_t slower = alone + (nanoseconds - alone) / 16;
+        atomic_store_explicit(&pace->alone, !alone || nanoseconds < alone ? nanoseconds : slower,
+                              memory_order_relaxed);
+        return;
+    }
+    int losses = 0;
+    if (nanoseconds > alone) {
+        losses = atomic_load_explicit(&pace->losses, memory_order_relaxed);
+        losses = losses < 8 ? losses + 1 : 8;
+        atomic_store_explicit(&pace->rest, 1 << losses, memory_order_relaxed);
+    }
+    atomic_store_explicit(&pace->losses, losses, memory_order_relaxed);
+}
+
+static int64_t now(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return t.tv_sec * 1000000000LL + t.tv_nsec;
+}
+
+void cs_plan_run(const cs_plan *plan, cs_pace *pace, int64_t n, const float *x,
+                 float *const *results, float *const *arenas, int threads) {
     const int64_t chunk = plan->group[plan->levels - 1];
     run r = {.plan = plan, .n = n, .x = x, .results = results, .arenas = arenas};
-    if (n >= threads || n > chunk) {
-        /* equal parts, the same number for each thread */
-        r.parts = (n + threads * chunk - 1) / (threads * chunk) * threads;
-        if (r.parts > n)
-            r.parts = n;
-    }
     atomic_init(&r.next, 0);
     atomic_init(&r.barrier.arrived, 0);
     atomic_init(&r.barrier.round, 0);
+    if (threads > 1 && n == 1) {
+        const int shared = may_share(pace);
+        const int64_t start = now();
+        if (shared) {
+            cs_team_run_together(threads, work, &r);
+        } else {
+            r.parts = 1;
+            work(&r, 0, 1);
+        }
+        learn(pace, shared, now() - start);
+        return;
+    }
+    /* equal parts, the same number for each thread */
+    r.parts = (n + threads * chunk - 1) / (threads * chunk) * threads;
+    if (r.parts > n)
+        r.parts = n;
     cs_team_run(threads, work, &r);
 }

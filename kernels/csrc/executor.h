@@ -4,11 +4,18 @@
 
 #include "plan.h"
 
+/* What a plan has learned of running one image alone and shared; zero to begin with. */
+typedef struct cs_pace {
+    _Atomic int64_t alone;      /* nanoseconds of a run on one thread */
+    _Atomic int32_t rest;       /* runs to do alone before sharing is tried again */
+    _Atomic int32_t losses;     /* shared runs in a row that were slower */
+} cs_pace;
+
 /* n images x float32[n][C][H][W] -> results[i] float32[n][...]. arenas: one a thread.
  *
- * Throughput: with as many images as threads or more, each thread takes a share of the batch
- * through the whole plan, and nobody waits. Latency: with fewer, the threads share each operation. */
-void cs_plan_run(const cs_plan *plan, int64_t n, const float *x, float *const *results,
-                 float *const *arenas, int threads);
+ * Throughput: each thread takes a share of the batch through the whole plan, and nobody waits.
+ * Latency: for a single image the threads share each operation. */
+void cs_plan_run(const cs_plan *plan, cs_pace *pace, int64_t n, const float *x,
+                 float *const *results, float *const *arenas, int threads);
 
 #endif

@@ -2,14 +2,20 @@
  *
  * Callers from any number of Python threads share it: who finds it taken computes alone, so that
  * there are never more busy threads than callers plus the team. Workers spin shortly for the next
- * call and then sleep; after a fork the child starts with no workers. */
+ * call and then sleep. Nobody waits for a worker that has not come: one that sleeps, or has lost
+ * its core to another process, is late for this call and joins the next. After a fork the child
+ * starts with no workers. */
 #ifndef CS_TEAM_H
 #define CS_TEAM_H
 
 typedef void cs_team_work(void *argument, int rank, int size);
 
-/* Calls work(argument, rank, size) for each rank below size, rank 0 on the calling thread, and
- * returns when all are done. 1 <= size <= threads: fewer where the team is taken or can't grow. */
+/* Calls work(argument, rank, threads) on the calling thread as rank 0 and on those workers that
+ * come before it is done, and returns when all are done: for work that is taken in parts. */
 void cs_team_run(int threads, cs_team_work *work, void *argument);
+
+/* Calls work(argument, rank, size) at the same time for each rank below size, which is the number
+ * of threads, the caller among them, that came within some microseconds. */
+void cs_team_run_together(int threads, cs_team_work *work, void *argument);
 
 #endif
