@@ -118,6 +118,8 @@ def command(
         raise click.UsageError(f"--model-repository: {path} is not a directory")
     if model is not None and path.is_dir():
         raise click.UsageError(f"{path} is a directory: use --model-repository {path}")
+    if not host:
+        raise click.UsageError("--host must not be empty; 0.0.0.0 is every address")
     logging.basicConfig(
         stream=sys.stderr,
         level=log_level.upper(),

@@ -109,7 +109,8 @@ class Request:
 
     def cancel(self) -> None:
         """Give up: not computed if it still waits, and the answer is thrown away if it runs."""
-        self.fail(CancelledError("the request was cancelled"))
+        if not self.done:
+            self.fail(CancelledError("the request was cancelled"))
 
     def finish(self, result: dict[str, Array]) -> None:
         """End with an answer."""

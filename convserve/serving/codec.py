@@ -24,7 +24,7 @@ from convserve_client import protocol, tensors
 __all__ = ["Wanted", "read_input", "read_wanted", "response"]
 
 Array = npt.NDArray[Any]
-_DTYPES = {"FP32": np.dtype("<f4"), "UINT8": np.dtype("u1")}
+_DTYPES: dict[str, np.dtype[Any]] = {"FP32": np.dtype("<f4"), "UINT8": np.dtype("u1")}
 _SHARED_MEMORY = "shared_memory_region"
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -123,12 +124,17 @@ class Server:
         """
         deadline = time.monotonic() + timeout
         self._servicer.ready = False
-        self._health.enter_graceful_shutdown()
+        # It waits until each watcher has read the news, and one may never do so.
+        news = threading.Thread(target=self._health.enter_graceful_shutdown, daemon=True)
+        news.start()
+        news.join(min(timeout, 1.0))
         _log.info("stopping: waiting for accepted requests, at most %g s", timeout)
         for served in self._repository.models():
             served.scheduler.end_delay()
         drained = self._servicer.drain(timeout)
         drained &= self._repository.stop(max(deadline - time.monotonic(), 0.0))
+        if drained:
+            self._servicer.wait_quiet(0.1, min(timeout, 1.0))
         # What is still open are Watch and reflection streams, which never end by themselves.
         self._grpc.stop(grace=0.2 if drained else None).wait(1.0)
         self._metrics.close()

@@ -49,6 +49,7 @@ class Servicer:
         self._idle = threading.Condition(threading.Lock())
         self._active = 0  # ModelInfer calls that are not wholly answered
         self._stopping = False
+        self._refused = 0  # ModelInfer calls that came while stopping
 
     def handler(self, infer_pool: ThreadPoolExecutor) -> grpc.GenericRpcHandler:
         """The service's handler. ModelInfer runs on `infer_pool`, all else on the server's pool.
@@ -84,15 +85,29 @@ class Servicer:
             self._stopping = True
             return self._idle.wait_for(lambda: not self._active, timeout)
 
-    def _enter(self, context: grpc.ServicerContext) -> None:
+    def wait_quiet(self, quiet: float, timeout: float) -> None:
+        """Wait until for `quiet` seconds no inference had to be refused, at most `timeout`.
+
+        gRPC cancels the calls that reach it at the instant when it shuts down; callers who were
+        told UNAVAILABLE before, and have turned elsewhere, do not meet that.
+        """
+        deadline = time.monotonic() + timeout
+        with self._idle:
+            while time.monotonic() < deadline:
+                seen = self._refused
+                if not self._idle.wait_for(lambda: self._refused != seen, quiet):  # noqa: B023
+                    return
+
+    def _enter(self) -> None:
         with self._idle:
             if self._stopping:
+                self._refused += 1
+                self._idle.notify_all()
                 raise StoppingError("Server is stopping and takes no new inference requests")
             self._active += 1
-        if not context.add_callback(self._leave):
-            self._leave()
 
-    def _leave(self) -> None:
+    def leave(self) -> None:
+        """Count a ModelInfer call as wholly answered."""
         with self._idle:
             self._active -= 1
             if not self._active:
@@ -131,15 +146,17 @@ class Servicer:
         arrival = time.monotonic_ns()
         served = self._repository.get(message.model_name, message.model_version)
         try:
-            self._enter(context)
-            answer = self._infer(served, message, context)
+            self._enter()
+            answer = self._infer(served, message, context, _Inference(self, context))
         except Exception as error:
             served.statistics.failed(status.reason(error))
             raise
         served.statistics.succeeded(time.monotonic_ns() - arrival)
         return answer
 
-    def _infer(self, served: ServedModel, message: Any, context: grpc.ServicerContext) -> Any:
+    def _infer(
+        self, served: ServedModel, message: Any, context: grpc.ServicerContext, call: _Inference
+    ) -> Any:
         remaining = context.time_remaining()
         has_deadline = remaining is not None and remaining < _NO_DEADLINE
         deadline = time.monotonic() + remaining if has_deadline else None
@@ -148,18 +165,42 @@ class Servicer:
         if isinstance(x, list):
             preprocessing = served.model.preprocessing
             assert preprocessing is not None  # else the codec takes no BYTES
-            x = self._decoder.decode(x, preprocessing, lambda: _check_wanted(context, deadline))
+            x = self._decoder.decode(x, preprocessing, lambda: call.check_wanted(deadline))
         request = Request(x, deadline=deadline)
-        if not context.add_callback(request.cancel):
-            request.cancel()
+        call.cancels(request)
         return codec.response(served, message.id, wanted, served.scheduler.run(request))
 
 
-def _check_wanted(context: grpc.ServicerContext, deadline: float | None) -> None:
-    if deadline is not None and time.monotonic() >= deadline:
-        raise DeadlineExceededError("the request's deadline passed before it was answered")
-    if not context.is_active():
-        raise CancelledError("the request was cancelled")
+class _Inference:
+    """One ModelInfer call, told by gRPC when it is over: answered, cancelled, or timed out."""
+
+    __slots__ = ("_over", "_request", "_servicer")
+
+    def __init__(self, servicer: Servicer, context: grpc.ServicerContext) -> None:
+        self._servicer = servicer
+        self._request: Request | None = None
+        self._over = False
+        if not context.add_callback(self._end):
+            self._end()
+
+    def _end(self) -> None:
+        self._over = True
+        if self._request is not None:
+            self._request.cancel()
+        self._servicer.leave()
+
+    def cancels(self, request: Request) -> None:
+        """From now on the end of the call cancels `request`, if it has not run by then."""
+        self._request = request
+        if self._over:
+            request.cancel()
+
+    def check_wanted(self, deadline: float | None) -> None:
+        """Raise if nobody waits for an answer any more."""
+        if deadline is not None and time.monotonic() >= deadline:
+            raise DeadlineExceededError("the request's deadline passed before it was answered")
+        if self._over:
+            raise CancelledError("the request was cancelled")
 
 
 def _guarded(call: Call, request: Any) -> Callable[[bytes, grpc.ServicerContext], bytes]:

@@ -16,7 +16,7 @@ _log = logging.getLogger(__name__)
 _MAX_DETAILS = 1500  # a status travels in a header block, and many peers take 8 KiB of those
 
 # class -> (code, reason that the failure counter gives)
-_STATUS = {
+_STATUS: dict[type[Exception], tuple[grpc.StatusCode, str]] = {
     errors.InvalidRequestError: (grpc.StatusCode.INVALID_ARGUMENT, "OTHER"),
     errors.ModelNotFoundError: (grpc.StatusCode.NOT_FOUND, "OTHER"),
     errors.ModelNotReadyError: (grpc.StatusCode.UNAVAILABLE, "OTHER"),
