@@ -5,6 +5,7 @@ ConvserveError
 ├── ModelFileError (also ValueError)     an `.npz` is missing, malformed or of a newer format
 ├── DatasetError (also ValueError)       training or test data is missing or inconsistent
 ├── ImageError (also ValueError)         an image can't be decoded or is over a limit
+├── TrainingError (also ValueError)      a training setting is out of range, or the loss diverged
 ├── CheckpointError                      a checkpoint can't be written, read or resumed
 ├── UnknownNameError (also ValueError)   no such layer, architecture, model …
 ├── ConversionError                      a model of another format can't be converted
@@ -39,6 +40,7 @@ __all__ = [
     "QueueFullError",
     "ShapeError",
     "StoppingError",
+    "TrainingError",
     "UnknownNameError",
     "UnsupportedOperatorError",
 ]
@@ -62,6 +64,10 @@ class DatasetError(ConvserveError, ValueError):
 
 class ImageError(ConvserveError, ValueError):
     """An image can't be decoded, or is over the pixel limit."""
+
+
+class TrainingError(ConvserveError, ValueError):
+    """A training setting is out of range, or training can't go on because the loss diverged."""
 
 
 class CheckpointError(ConvserveError):

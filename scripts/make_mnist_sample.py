@@ -19,9 +19,7 @@ from convserve.datasets.sample import FILE, TEST, TRAIN
 
 SEED = 0
 # Least of the settings tried: images as they are, four literal context bits, no alignment.
-FILTERS = [
-    {"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "lc": 4, "lp": 0, "pb": 0}
-]
+FILTERS = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "lc": 4, "lp": 0, "pb": 0}]
 
 
 def main(folder: str, out: str = f"convserve/datasets/{FILE}") -> None:

@@ -1,6 +1,6 @@
 """What every data set becomes: uint8 images NCHW, integer labels, and the preprocessing to store.
 
-    reader → build(train, test, …) → [stratified hold-out] → mean and std of what is left → Dataset
+reader → build(train, test, …) → hold-out, if asked for → mean and std of what is left → Dataset
 """
 
 from __future__ import annotations

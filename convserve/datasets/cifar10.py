@@ -67,7 +67,7 @@ def _read_pickle(path: Path) -> tuple[Pixels, Labels]:
         raise DatasetError(f"{path}: expected an array `data` and a list `labels`")
     if not all(type(label) is int and 0 <= label < len(CLASSES) for label in labels):
         raise DatasetError(f"{path}: every label must be an integer in 0..{len(CLASSES) - 1}")
-    pixels = array.bytes(path, len(labels))
+    pixels = array.data(path, len(labels))
     x = np.frombuffer(pixels, np.uint8).reshape(-1, *SHAPE)
     return x, np.array(labels, np.int64)
 
@@ -100,14 +100,17 @@ class _ArrayState:
     def __setstate__(self, state: Any) -> None:
         self.state = state
 
-    def bytes(self, path: Path, images: int) -> bytes:
+    def data(self, path: Path, images: int) -> bytes:
         """The array's bytes, once it is known to be uint8 [images, 3072] in C order."""
         match self.state:
-            case (_, (rows, columns), _DtypeState(arguments=(b"u1" | "u1", *_)), _, bytes(data)):
-                fortran = bool(self.state[3])
+            case (
+                _,
+                (rows, columns),
+                _DtypeState(arguments=(b"u1" | "u1", *_)),
+                False | 0,
+                bytes(data),
+            ):
                 if (rows, columns) == (images, PIXELS) and len(data) == rows * columns:
-                    if fortran:
-                        return np.frombuffer(data, np.uint8).reshape(columns, rows).T.tobytes()
                     return data
         raise DatasetError(f"{path}: `data` must be uint8 [{images}, {PIXELS}]")
 

@@ -28,6 +28,7 @@ __all__ = ["load_folder"]
 FILES_PER_TASK = 64  # enough that handing a task to a thread costs nothing beside it
 LISTED = 10  # unreadable files that a message names
 MEMORY_SHARE = 0.6  # of the machine's memory that the decoded images may take
+SUFFIXES = tuple(sorted(EXTENSIONS))
 SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap height and width
 
 
@@ -80,9 +81,7 @@ def load_folder(
     notes = [f"every image is brought to {height}×{width} pixels ({origin})"]
     if ignored := sum(part.ignored for part in parts):
         notes.append(f"{ignored} files that are not images by their names were left out")
-    return build(
-        name, train, test, labels, validation=validation, seed=seed, notes=tuple(notes)
-    )
+    return build(name, train, test, labels, validation=validation, seed=seed, notes=tuple(notes))
 
 
 def _scan(folder: Path) -> _Files:
@@ -99,12 +98,12 @@ def _scan(folder: Path) -> _Files:
         y: list[int] = []
         ignored = 0
         for label, name in enumerate(classes):
-            visible = [n for n in os.listdir(folder / name) if not n.startswith(".")]
-            images = sorted(n for n in visible if os.path.splitext(n)[1].lower() in EXTENSIONS)
+            visible = [e.path for e in os.scandir(folder / name) if not e.name.startswith(".")]
+            images = sorted(path for path in visible if path.lower().endswith(SUFFIXES))
             if not images:
                 raise DatasetError(f"{folder / name}: there are no images of this class")
             ignored += len(visible) - len(images)
-            paths += [os.path.join(folder, name, n) for n in images]
+            paths += images
             y += [label] * len(images)
     except OSError as error:
         raise DatasetError(f"{folder}: can't be listed: {error}") from error

@@ -62,9 +62,7 @@ def load_mnist(folder: Path, name: str, *, validation: float | None, seed: int) 
     if train is None:
         raise DatasetError(f"{folder}: no train-images-idx3-ubyte (or .gz) there")
     labels = tuple(str(i) for i in range(int(train.y.max(initial=0)) + 1))
-    return build(
-        name, train, _read_part(folder, "t10k"), labels, validation=validation, seed=seed
-    )
+    return build(name, train, _read_part(folder, "t10k"), labels, validation=validation, seed=seed)
 
 
 def _read_part(folder: Path, part: str) -> Split | None:
