@@ -6,9 +6,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, NamedTuple, TypeAlias
 
+import numpy as np
+
 from convserve.errors import ShapeError
 
-__all__ = ["Operator", "ParameterSpec", "Shape", "boolean", "choice", "flat", "image", "with_bias"]
+__all__ = [
+    "Operator",
+    "ParameterSpec",
+    "Shape",
+    "boolean",
+    "choice",
+    "finite",
+    "flat",
+    "image",
+    "with_bias",
+]
+
+FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 Shape: TypeAlias = tuple[int, ...]
 
@@ -72,6 +86,24 @@ def boolean(value: object, name: str) -> bool:
     if not isinstance(value, bool):
         raise TypeError(f"{name} must be True or False, got {value!r:.80}")
     return value
+
+
+def finite(value: object, name: str) -> float:
+    """The value as a float that is neither infinite nor NaN, also as the kernels' float32."""
+    if isinstance(value, (bool, np.bool_)) or not isinstance(
+        value, (int, float, np.integer, np.floating)
+    ):
+        raise TypeError(f"{name} must be a number, got {value!r:.80}")
+    # A comparison, since an int may be beyond the floats.
+    if not -FLOAT32_MAX <= value <= FLOAT32_MAX:
+        raise ShapeError(f"{name} must be a finite float32 value, got {float_text(value)}")
+    return float(value)
+
+
+def float_text(value: object) -> str:
+    """For a message; an int may have more digits than Python prints."""
+    big = isinstance(value, int) and value.bit_length() > 128
+    return "an integer beyond all floats" if big else f"{value!r:.80}"
 
 
 def choice(value: object, name: str, allowed: tuple[str, ...]) -> str:

@@ -16,7 +16,8 @@ from convserve.graph import Graph, architectures, layers
 
 PLAIN = [
     layers.Add, layers.Concat, layers.Flatten, layers.ReLU, layers.Softmax, layers.BatchNorm,
-    layers.GlobalAvgPool2d,
+    layers.GlobalAvgPool2d, layers.GlobalMaxPool2d, layers.LogSoftmax, layers.Mul, layers.Sub,
+    layers.PReLU, layers.ScaleShift, layers.SiLU, layers.Clip, layers.LayerNorm,
 ]  # fmt: skip
 
 
@@ -34,6 +35,10 @@ def graphs(draw: st.DrawFn) -> Graph:
         st.builds(layers.AvgPool2d, small, small, rounding=st.just("floor")),
         st.builds(layers.Affine, small, st.booleans()),
         st.builds(layers.Dropout, st.floats(0, 0.9)),
+        st.builds(layers.Slice, st.integers(0, 1), small.map(lambda n: n + 1)),
+        st.builds(layers.ChannelShuffle, small),
+        st.builds(layers.Pad, st.integers(0, 2), st.floats(-9, 9)),
+        st.builds(layers.Crop, st.integers(0, 2)),
         st.sampled_from([cls() for cls in PLAIN]),
     )
     g.add(layers.ReLU())

@@ -49,7 +49,25 @@ def test_attributes_are_normalised_to_tuples_of_ints() -> None:
         (layers.BatchNorm(), [(6, 7, 9)], (6, 7, 9)),
         (layers.Dropout(), [(9,)], (9,)),
         (layers.Add(), [(6, 7, 9), (6, 7, 9)], (6, 7, 9)),
+        (layers.Add(), [(6, 7, 9), (6, 1, 1)], (6, 7, 9)),
+        (layers.Mul(), [(6, 1, 1), (6, 7, 9)], (6, 7, 9)),
+        (layers.Sub(), [(6, 1, 1), (6, 1, 1)], (6, 1, 1)),
+        (layers.Mul(), [(6,), (6,)], (6,)),
         (layers.Concat(), [(6, 7, 9), (1, 7, 9), (2, 7, 9)], (9, 7, 9)),
+        (layers.Concat(), [(6,), (1,)], (7,)),
+        (layers.Slice(2, 5), [(6, 7, 9)], (3, 7, 9)),
+        (layers.Slice(0, 1), [(6,)], (1,)),
+        (layers.ChannelShuffle(3), [(6, 7, 9)], (6, 7, 9)),
+        (layers.Pad(((1, 2), (0, 3))), [(6, 7, 9)], (6, 10, 12)),
+        (layers.Crop(((1, 2), (0, 3))), [(6, 7, 9)], (6, 4, 6)),
+        (layers.GlobalMaxPool2d(), [(6, 7, 9)], (6, 1, 1)),
+        (layers.LRN(5), [(6, 7, 9)], (6, 7, 9)),
+        (layers.LayerNorm(), [(6, 7, 9)], (6, 7, 9)),
+        (layers.LayerNorm(), [(6,)], (6,)),
+        (layers.ScaleShift(), [(6, 7, 9)], (6, 7, 9)),
+        (layers.PReLU(), [(6,)], (6,)),
+        (layers.GELU(), [(6, 7, 9)], (6, 7, 9)),
+        (layers.LogSoftmax(), [(6,)], (6,)),
     ],
 )
 def test_output_shapes(
@@ -73,7 +91,19 @@ def test_output_shapes(
         (layers.Softmax(), [(3, 8, 8)], r"softmax needs a flat input.*add Flatten\(\) before"),
         (layers.Add(), [(3, 8, 8), (3, 8, 7)], "add: the inputs must have equal shapes"),
         (layers.Concat(), [(3, 8, 8), (3, 8, 7)], "concat: .* equal height and width"),
-        (layers.Concat(), [(3,), (3,)], "concat needs an input of"),
+        (layers.Concat(), [(3,), (3, 1, 1)], "concat: .* or all be flat"),
+        (layers.Mul(), [(3, 8, 8), (2, 1, 1)], r"mul: .* \(C, 1, 1\) for the other's"),
+        (layers.Mul(), [(3, 8, 8), (3,)], "mul: the inputs must have equal shapes"),
+        (layers.Sub(), [(3, 8, 8), (3, 8, 1)], "sub: the inputs must have equal shapes"),
+        (layers.Slice(2, 5), [(4, 8, 8)], "slice: stop must be at most 4, got 5"),
+        (layers.ChannelShuffle(3), [(4, 8, 8)], "channel_shuffle: groups must divide"),
+        (layers.ChannelShuffle(2), [(4,)], "channel_shuffle needs an input of"),
+        (layers.Pad(2**31 - 1), [(4, 8, 8)], "pad: the padded size .* is over the limit"),
+        (layers.Pad(1), [(4,)], "pad needs an input of"),
+        (layers.Crop(4), [(4, 8, 9)], "crop: padding .* leaves nothing of height 8"),
+        (layers.LRN(5), [(4,)], "lrn needs an input of"),
+        (layers.GlobalMaxPool2d(), [(4,)], "global_max_pool2d needs an input of"),
+        (layers.LogSoftmax(), [(3, 8, 8)], "log_softmax needs a flat input"),
     ],
 )
 def test_misfits_name_the_rule(
@@ -109,6 +139,25 @@ def test_misfits_name_the_rule(
         (lambda: layers.Dropout(False), TypeError, "rate must be a number"),
         (lambda: layers.Dropout("x"), TypeError, "rate must be a number"),
         (lambda: layers.Dropout([]), TypeError, "rate must be a number"),
+        (lambda: layers.LeakyReLU("x"), TypeError, "slope must be a number"),
+        (lambda: layers.LeakyReLU(True), TypeError, "slope must be a number"),
+        (lambda: layers.LeakyReLU(float("nan")), ShapeError, "slope must be a finite"),
+        (lambda: layers.ELU(1e39), ShapeError, "alpha must be a finite float32 value"),
+        (lambda: layers.ELU(-(10**400)), ShapeError, "alpha must be a finite float32 value"),
+        (lambda: layers.Clip(2, 1), ShapeError, "low must not be above high"),
+        (lambda: layers.Clip(float("-inf"), 1), ShapeError, "low must be a finite"),
+        (lambda: layers.HardSigmoid(beta=None), TypeError, "beta must be a number"),
+        (lambda: layers.GELU("erf"), ShapeError, 'approximate must be one of "none", "tanh"'),
+        (lambda: layers.Slice(2, 2), ShapeError, "start must be below stop"),
+        (lambda: layers.Slice(-1, 2), ShapeError, "start must be from 0"),
+        (lambda: layers.ChannelShuffle(0), ShapeError, "groups must be from 1"),
+        (lambda: layers.Pad(-1), ShapeError, "padding must be from 0"),
+        (lambda: layers.Pad(1, float("inf")), ShapeError, "value must be a finite"),
+        (lambda: layers.Crop(1.5), TypeError, "padding must be an integer"),
+        (lambda: layers.LRN(0), ShapeError, "size must be from 1"),
+        (lambda: layers.LRN(5, alpha=-1), ShapeError, "alpha must be at least 0"),
+        (lambda: layers.LRN(5, bias=0), ShapeError, "bias must be finite and above 0"),
+        (lambda: layers.LayerNorm(0), ShapeError, "eps must be finite and above 0"),
     ],
 )
 def test_bad_attributes_name_the_parameter(build: Any, error: type, message: str) -> None:
@@ -131,6 +180,10 @@ def test_parameters_and_cost() -> None:
         "weight": True, "bias": True, "running_mean": False, "running_var": False,
     }  # fmt: skip
     assert all(spec.shape == (4,) for spec in norm.values())
+    one_a_channel = {layers.PReLU(): ["slope"], layers.ScaleShift(): ["scale", "shift"]}
+    for op, names in {**one_a_channel, layers.LayerNorm(): ["weight", "bias"]}.items():
+        for shape in ((4, 10, 10), (4,)):
+            assert op.parameters([shape]) == dict.fromkeys(names, ((4,), True))
     for op in (layers.MaxPool2d(2), layers.AvgPool2d(2), layers.GlobalAvgPool2d()):
         assert op.parameters([(4, 10, 10)]) == {} and op.macs([(4, 10, 10)]) == 0
 
@@ -183,6 +236,12 @@ def test_ceil_covers_every_pixel(hw: tuple[int, int], size: Any, stride: Any) ->
         assert last + kernel >= hw[axis] or last + step >= hw[axis]
 
 
+NUMBERS = st.floats(-1e9, 1e9)
+PLAIN = [
+    layers.Add, layers.Sub, layers.Mul, layers.Concat, layers.Flatten, layers.ReLU, layers.PReLU,
+    layers.Sigmoid, layers.HardSwish, layers.SiLU, layers.Tanh, layers.Softmax, layers.LogSoftmax,
+    layers.ScaleShift, layers.GlobalAvgPool2d, layers.GlobalMaxPool2d,
+]  # fmt: skip
 OPERATORS = st.one_of(
     st.builds(
         layers.Conv2d,
@@ -200,8 +259,30 @@ OPERATORS = st.one_of(
     st.builds(layers.Affine, st.integers(1, 100), st.booleans()),
     st.builds(layers.BatchNorm, st.floats(1e-9, 1.0), st.floats(0.01, 1.0)),
     st.builds(layers.Dropout, st.floats(0, 0.99)),
-    st.sampled_from([cls() for cls in (layers.Add, layers.Concat, layers.Flatten, layers.ReLU)]),
+    st.builds(layers.LeakyReLU, NUMBERS),
+    st.builds(layers.Clip, st.none() | st.floats(-9, 0), st.none() | st.floats(0, 9)),
+    st.builds(layers.HardSigmoid, NUMBERS, NUMBERS),
+    st.builds(layers.GELU, st.sampled_from(["none", "tanh"])),
+    st.builds(layers.ELU, NUMBERS),
+    st.builds(layers.Slice, st.integers(0, 4), st.integers(5, 9)),
+    st.builds(layers.ChannelShuffle, SIZES),
+    st.builds(layers.Pad, PADDINGS, NUMBERS),
+    st.builds(layers.Crop, PADDINGS),
+    st.builds(layers.LRN, SIZES, st.floats(0, 9), NUMBERS, st.floats(0.01, 9)),
+    st.builds(layers.LayerNorm, st.floats(1e-9, 1.0)),
+    st.sampled_from([cls() for cls in PLAIN]),
 )
+
+
+def test_every_operator_is_drawn_and_has_a_name() -> None:
+    drawn = {
+        "conv2d", "max_pool2d", "avg_pool2d", "affine", "batch_norm", "dropout", "leaky_relu",
+        "clip", "hard_sigmoid", "gelu", "elu", "slice", "channel_shuffle", "pad", "crop", "lrn",
+        "layer_norm", *(cls.op for cls in PLAIN),
+    }  # fmt: skip
+    assert drawn == set(layers.operators())
+    for name, cls in layers.operators().items():
+        assert cls.op == name and cls.prefix and cls.__name__ in layers.__all__
 
 
 @given(OPERATORS)
