@@ -1,0 +1,139 @@
+"""What `train` and `eval` share: image sizes, a description of the data, live progress."""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+import click
+
+from convserve.datasets import Dataset
+from convserve.training import EpochRecord, Progress
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bar
+
+__all__ = ["ImageSize", "TrainingProgress", "describe"]
+
+
+class ImageSize(click.ParamType):
+    """N or HxW, as (height, width)."""
+
+    name = "SIZE"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, int]:
+        if isinstance(value, tuple):
+            return value
+        match = re.fullmatch(r"(\d{1,5})(?:x(\d{1,5}))?", str(value))
+        if match is None or int(match[1]) < 1 or int(match[2] or 1) < 1:
+            self.fail(f"{value!r} is neither N nor HxW, in pixels", param, ctx)
+        return int(match[1]), int(match[2] or match[1])
+
+
+def describe(data: Dataset) -> list[str]:
+    """Lines that say what there is to train on."""
+    parts = [("training", data.train), ("validation", data.validation), ("test", data.test)]
+    counts = ", ".join(f"{len(split):,} {name}" for name, split in parts if split is not None)
+    p = data.preprocessing
+    return [
+        f"{data.name}: {counts} images, {p.height}×{p.width} {p.colour}, "
+        f"{len(data.labels)} classes",
+        *data.notes,
+    ]
+
+
+class TrainingProgress(Progress):
+    """A line an epoch on standard output, and on a terminal a live bar below."""
+
+    def __init__(self) -> None:
+        self.epochs_done = 0
+        self._epochs = self._images = 0
+        self._done = self._resumed = 0
+        self._start = time.monotonic()
+        self._bar: Bar | None = None
+
+    def __enter__(self) -> TrainingProgress:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def run_started(self, epochs: int, images: int, resumed: int) -> None:
+        self._epochs, self._images = epochs, images
+        self.epochs_done = resumed
+        self._done = self._resumed = resumed * images
+        self._start = time.monotonic()
+        if sys.stdout.isatty():
+            self._bar = _make_bar()
+            self._bar.start()
+            self._bar.add_task("", total=epochs * images, completed=self._done, note="", eta="")
+
+    def epoch_started(self, epoch: int) -> None:
+        if self._bar:
+            self._bar.update(self._bar.task_ids[0], description=f"epoch {epoch}/{self._epochs}")
+
+    def batch_done(self, images: int, loss: float) -> None:
+        self._done += images
+        if self._bar:
+            rate = (self._done - self._resumed) / max(time.monotonic() - self._start, 1e-9)
+            self._bar.update(
+                self._bar.task_ids[0],
+                completed=self._done,
+                note=f"loss {loss:.4f}  {rate:,.0f} images/s",
+                eta=f"{_clock(self._left())} left",
+            )
+
+    def epoch_done(self, record: EpochRecord) -> None:
+        self.epochs_done = record.epoch
+        width = len(str(self._epochs))
+        words = [
+            f"epoch {record.epoch:{width}}/{self._epochs}",
+            f"loss {record.loss:.4f}",
+            f"training {100 * record.train_accuracy:.2f} %",
+        ]
+        if record.validation_accuracy is not None:
+            words.append(f"validation {100 * record.validation_accuracy:.2f} %")
+        words.append(f"{record.images_per_second:,.0f} images/s")
+        if record.epoch < self._epochs:
+            words.append(f"{_clock(self._left())} left")
+        line = "  ".join(words)
+        if self._bar:
+            self._bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
+        else:
+            click.echo(line)
+            sys.stdout.flush()
+
+    def _left(self) -> float:
+        """Seconds, by the speed so far."""
+        done = max(self._done - self._resumed, 1)
+        return (time.monotonic() - self._start) * (self._epochs * self._images - self._done) / done
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def _make_bar() -> Bar:
+    from rich.progress import BarColumn, TextColumn
+    from rich.progress import Progress as Bar
+
+    return Bar(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[eta]}"),
+        transient=True,
+    )

@@ -1,0 +1,31 @@
+"""From images and a graph to a trained model.
+
+    train ─▶ loop         epochs, validation, export, provenance
+               ├── TrainStep (step)        forward, backward, update of one batch
+               │     └── LayerwiseStep     on the public kernels: rules, loss, optimisers
+               ├── schedules, augment
+               ├── checkpoint              resumes bit for bit
+               └── evaluation              with the plan that serves
+
+A run is a function of the graph, the data and a `TrainConfig`: the same bits each time.
+"""
+
+from convserve.training.config import TrainConfig
+from convserve.training.layerwise import LayerwiseStep
+from convserve.training.loop import train
+from convserve.training.optimisers import SGD, Adam
+from convserve.training.progress import EpochRecord, Progress, TrainResult
+from convserve.training.step import StepResult, TrainStep
+
+__all__ = [
+    "SGD",
+    "Adam",
+    "EpochRecord",
+    "LayerwiseStep",
+    "Progress",
+    "StepResult",
+    "TrainConfig",
+    "TrainResult",
+    "TrainStep",
+    "train",
+]
