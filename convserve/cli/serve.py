@@ -6,8 +6,8 @@ import logging
 import os
 import signal
 import sys
+import threading
 from pathlib import Path
-from types import FrameType
 
 import click
 
@@ -165,21 +165,29 @@ def command(
 class _Signals:
     """The first SIGTERM or SIGINT ends `wait()`; the second ends the process on the spot.
 
-    A pipe carries the news: unlike a lock, writing to one is safe wherever a signal strikes.
+    Python runs signal handlers on the main thread only, which may be asleep in a wait when another
+    thread is given the signal. So the news goes through a pipe that Python's own C handler writes
+    to on any thread, and a thread of its own reads it.
     """
 
-    def __init__(self) -> None:
-        self._reader, self._writer = os.pipe()
-        self._seen = False
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._handle)
+    _NUMBERS = (signal.SIGTERM, signal.SIGINT)
 
-    def _handle(self, _number: int, _frame: FrameType | None) -> None:
-        if self._seen:
-            os._exit(1)
-        self._seen = True
-        os.write(self._writer, b"!")
+    def __init__(self) -> None:
+        self._first = threading.Event()
+        reader, writer = os.pipe()
+        os.set_blocking(writer, False)
+        signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+        for number in self._NUMBERS:
+            signal.signal(number, lambda _number, _frame: None)  # the pipe has it
+        threading.Thread(target=self._watch, args=(reader,), name="signals", daemon=True).start()
+
+    def _watch(self, reader: int) -> None:
+        while True:
+            if os.read(reader, 1)[0] in self._NUMBERS:
+                if self._first.is_set():
+                    os._exit(1)
+                self._first.set()
 
     def wait(self) -> None:
         """Block until the first signal."""
-        os.read(self._reader, 1)
+        self._first.wait()
