@@ -9,12 +9,12 @@ Attributes are loaded on first use, so that `import convserve` stays light.
 
 from __future__ import annotations
 
+import typing
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-if TYPE_CHECKING:
+if typing.TYPE_CHECKING:
     from convserve import errors, kernels
     from convserve.engine.model import Model, load
     from convserve.graph import Graph, architectures, layers
@@ -45,7 +45,7 @@ _LAZY: dict[str, tuple[str, str | None]] = {
 }
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> typing.Any:
     try:
         module, attribute = _LAZY[name]
     except KeyError:

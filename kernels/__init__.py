@@ -28,6 +28,7 @@ raises if this CPU or this build does not have it.
 
 from __future__ import annotations
 
+import convserve.kernels._openmp  # noqa: F401  # before any compiled module
 from convserve.kernels._affine import affine, affine_backward
 from convserve.kernels._conv import conv2d, conv2d_backward
 from convserve.kernels._core import (

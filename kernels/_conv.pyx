@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from cython.parallel cimport prange
+from cython.parallel cimport prange, threadid
 
 from libc.stdint cimport int64_t
 from libc.string cimport memset
@@ -96,6 +96,8 @@ cdef int _run(PackedConv p, const Source *s, float[:, :, :, ::1] out) except -1:
         return 0
     cdef bint split = n < threads
     cdef int slots = 1 if split else threads
+    # More parts than threads: one that has lost its core then keeps the others waiting less.
+    cdef int parts = <int>min(n, 4 * slots)
     cdef Buffer scratch = borrow(slots * (x_floats + y_floats))
     cdef float *x = scratch.data
     cdef float *y = x + slots * x_floats
@@ -108,8 +110,9 @@ cdef int _run(PackedConv p, const Source *s, float[:, :, :, ::1] out) except -1:
             for t in range(<int>n):
                 _parts(p, s, t, planes, threads, x, y, result + t * p.filters * pixels)
         else:
-            for t in prange(slots, num_threads=slots, schedule="static", chunksize=1):
-                _images(p, s, t, slots, n, planes, x + t * x_floats, y + t * y_floats, result)
+            for t in prange(parts, num_threads=slots, schedule="dynamic", chunksize=1):
+                _images(p, s, n * t // parts, n * (t + 1) // parts, planes,
+                        x + threadid() * x_floats, y + threadid() * y_floats, result)
     return release(scratch)
 
 
@@ -120,19 +123,18 @@ cdef void _unpack(PackedConv p, int block, const float *y, float *image) noexcep
                      y + first * pixels, p.conv.ow * p.block, image + first * pixels, pixels, p.conv.ow)
 
 
-cdef void _images(PackedConv p, const Source *s, int first, int step, int64_t n, int planes,
+cdef void _images(PackedConv p, const Source *s, int64_t first, int64_t end, int planes,
                   float *x, float *y, float *result) noexcept nogil:
-    """Images first, first + step, ... one after the other in the scratch memory of one thread."""
-    cdef int64_t i = first
+    """Images first to end, one after the other in the scratch memory of one thread."""
+    cdef int64_t i
     cdef int part
-    while i < n:
+    for i in range(first, end):
         for part in range(planes):
             stage(p.kernels, s, i, part, x)
         for part in range(p.conv.tiles):
             p.kernels.conv(&p.conv, part, 0, p.conv.oh, x, p.weights.data, p.bias.data, NULL, y)
         for part in range(p.blocks):
             _unpack(p, part, y, result + i * p.filters * p.conv.oh * p.conv.ow)
-        i += step
 
 
 cdef void _parts(PackedConv p, const Source *s, int64_t i, int planes, int threads, float *x,
@@ -195,9 +197,9 @@ def _weight_gradient(grad, x, weight, window, groups):
         while done < n:
             chunk = min(room, n - done)
             a.n = chunk
-            for i in prange(chunk, num_threads=threads, schedule="static"):
+            for i in prange(chunk, num_threads=threads, schedule="guided"):
                 _stage_both(p, &s, &g, done + i, planes, g_planes, xs + i * x_floats, gs + i * g_floats)
-            for task in prange(tasks, num_threads=threads, schedule="static"):
+            for task in prange(tasks, num_threads=threads, schedule="dynamic"):
                 _tap_gradient(p, &a, task // (p.planes * taps), task // taps % p.planes, task % taps,
                               xs, gs)
             done += chunk
