@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 import sys
 import time
+from collections.abc import Callable
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -16,23 +17,25 @@ from convserve.training import EpochRecord, Progress
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
 
-__all__ = ["ImageSize", "TrainingProgress", "describe"]
+__all__ = ["TrainingProgress", "describe", "image_size_option"]
+
+Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
 
-class ImageSize(click.ParamType):
-    """N or HxW, as (height, width)."""
+def image_size_option(help: str) -> Callable[[Decorated], Decorated]:
+    """`--image-size N` or `HxW`, as the parameter `image_size`: (height, width) or None."""
+    return click.option("--image-size", metavar="SIZE", callback=_image_size, help=help)
 
-    name = "SIZE"
 
-    def convert(
-        self, value: object, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[int, int]:
-        if isinstance(value, tuple):
-            return value
-        match = re.fullmatch(r"(\d{1,5})(?:x(\d{1,5}))?", str(value))
-        if match is None or int(match[1]) < 1 or int(match[2] or 1) < 1:
-            self.fail(f"{value!r} is neither N nor HxW, in pixels", param, ctx)
-        return int(match[1]), int(match[2] or match[1])
+def _image_size(
+    ctx: click.Context, param: click.Parameter, value: str | None
+) -> tuple[int, int] | None:
+    if value is None:
+        return None
+    match = re.fullmatch(r"(\d{1,5})(?:x(\d{1,5}))?", value)
+    if match is None or int(match[1]) < 1 or int(match[2] or 1) < 1:
+        raise click.BadParameter(f"{value!r} is neither N nor HxW, in pixels")
+    return int(match[1]), int(match[2] or match[1])
 
 
 def describe(data: Dataset) -> list[str]:

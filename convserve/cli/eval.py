@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 import convserve
 from convserve import datasets
 from convserve.cli._common import model_argument, printable, threads_option
-from convserve.cli._training import ImageSize
+from convserve.cli._training import image_size_option
 from convserve.datasets import Dataset, Split
 from convserve.engine.model import Model
 from convserve.errors import DatasetError
@@ -47,7 +47,7 @@ VALIDATION = 0.1
     "for validation, none for train]",
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, help="Of the same.  [default: 0]")
-@click.option("--image-size", type=ImageSize(), help="N or HxW.  [default: the model's own]")
+@image_size_option("N or HxW, of a folder's images.  [default: the model's own]")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead.")
 @threads_option
 def command(

@@ -11,7 +11,7 @@ from click.core import ParameterSource
 
 from convserve import datasets
 from convserve.cli._common import printable, threads_option
-from convserve.cli._training import ImageSize, TrainingProgress, describe
+from convserve.cli._training import TrainingProgress, describe, image_size_option
 from convserve.errors import CheckpointError, ModelFileError
 from convserve.graph import architectures
 from convserve.training import TrainConfig, train
@@ -108,7 +108,7 @@ DEFAULTS = TrainConfig()
     metavar="SHARE",
     help="Hold out this share of every class, and export the epoch that is best on it.",
 )
-@click.option("--image-size", type=ImageSize(), help="N or HxW: resize the images of a folder.")
+@image_size_option("N or HxW: resize the images of a folder.")
 @click.option("--seed", type=click.IntRange(min=0), default=DEFAULTS.seed, show_default=True)
 @click.option("--resume", is_flag=True, help="Continue an interrupted run from its checkpoint.")
 @click.option(
@@ -121,6 +121,7 @@ DEFAULTS = TrainConfig()
 @click.pass_context
 def command(
     ctx: click.Context,
+    /,
     spec: str | None,
     arch: str,
     out: Path,

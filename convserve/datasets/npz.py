@@ -51,17 +51,21 @@ def load_npz(path: Path, name: str, *, validation: float | None, seed: int) -> D
 
 
 def _read(path: Path) -> tuple[NDArray[Any], NDArray[Any]]:
+    if not path.is_file():
+        raise DatasetError(f"{path}: no such file")
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            if not isinstance(archive, np.lib.npyio.NpzFile):
+        with path.open("rb") as file:
+            if file.read(2) != b"PK":
                 raise DatasetError(f"{path}: not an .npz archive")
-            missing = {"x", "y"} - set(archive.files)
-            if missing:
-                held = ", ".join(archive.files) or "nothing"
-                raise DatasetError(
-                    f"{path}: no array {' and '.join(sorted(missing))} (it holds {held})"
-                )
-            return archive["x"], archive["y"]
+            file.seek(0)
+            with np.load(file, allow_pickle=False) as archive:
+                missing = {"x", "y"} - set(archive.files)
+                if missing:
+                    held = ", ".join(archive.files) or "nothing"
+                    raise DatasetError(
+                        f"{path}: no array {' and '.join(sorted(missing))} (it holds {held})"
+                    )
+                return archive["x"], archive["y"]
     except DatasetError:
         raise
     except (OSError, ValueError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error) as error:

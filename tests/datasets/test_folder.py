@@ -1,0 +1,138 @@
+"""Folders of images: a folder a class, with and without a test set of their own."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from convserve import datasets
+from convserve.datasets import folder as folder_module
+from convserve.errors import DatasetError
+
+rng = np.random.default_rng(0)
+CLASSES = ("bird", "cat", "zebra fish")
+
+
+def write_class(folder, pixels, suffix=".png"):
+    folder.mkdir(parents=True)
+    for i, image in enumerate(pixels):
+        Image.fromarray(image).save(folder / f"{i:03d}{suffix}")
+
+
+def random_images(count, *shape):
+    return rng.integers(0, 256, (count, *shape), np.uint8)
+
+
+def write_tree(root, parts=("train", "test"), shape=(6, 5), suffix=".png"):
+    pixels = {}
+    for part in parts:
+        for name in CLASSES:
+            pixels[part, name] = random_images(4 if part == "train" else 2, *shape)
+            write_class(root / part / name, pixels[part, name], suffix)
+    return pixels
+
+
+def test_grey_pngs_in_two_levels(tmp_path):
+    pixels = write_tree(tmp_path)
+    data = datasets.load(f"folder:{tmp_path}")
+    assert data.labels == CLASSES
+    assert data.preprocessing.colour == "grey"
+    assert (data.train.x[:, 0] == np.concatenate([pixels["train", c] for c in CLASSES])).all()
+    assert (data.test.x[:, 0] == np.concatenate([pixels["test", c] for c in CLASSES])).all()
+    assert data.train.y.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+    assert "6×5 pixels (the first image's size" in data.notes[0]
+
+
+def test_colour_pngs_in_one_level_with_validation(tmp_path):
+    pixels = write_tree(tmp_path, parts=(".",), shape=(6, 5, 3))
+    data = datasets.load(f"folder:{tmp_path}", validation=0.5)
+    assert data.preprocessing.colour == "rgb"
+    assert data.test is None
+    assert (len(data.train), len(data.validation)) == (3, 3)
+    first = pixels[".", "bird"].transpose(0, 3, 1, 2)
+    assert {x.tobytes() for x in (*data.train.x[:1], *data.validation.x[:1])} == {
+        x.tobytes() for x in first
+    }
+
+
+def test_one_image_with_colour_makes_all_rgb(tmp_path):
+    write_tree(tmp_path)
+    Image.fromarray(random_images(1, 6, 5, 3)[0]).save(tmp_path / "train" / "cat" / "colour.png")
+    data = datasets.load(f"folder:{tmp_path}")
+    assert data.train.x.shape == (13, 3, 6, 5)
+
+
+def test_an_image_size_is_obeyed(tmp_path):
+    write_tree(tmp_path, suffix=".bmp")
+    data = datasets.load(f"folder:{tmp_path}", image_size=(8, 7))
+    assert data.train.x.shape[2:] == (8, 7)
+    assert "8×7 pixels (as asked for)" in data.notes[0]
+
+
+def test_the_first_size_is_that_of_the_upright_image(tmp_path):
+    write_tree(tmp_path)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(random_images(1, 9, 4)[0]).save(
+        tmp_path / "train" / "bird" / "000.jpg", exif=exif
+    )
+    assert datasets.load(f"folder:{tmp_path}").train.x.shape[2:] == (4, 9)
+
+
+def test_other_and_hidden_files_are_left_out_and_counted(tmp_path):
+    write_tree(tmp_path)
+    (tmp_path / "train" / "bird" / "notes.txt").write_text("two of them are gulls")
+    (tmp_path / "train" / "bird" / ".DS_Store").write_bytes(b"\0")
+    (tmp_path / "train" / ".cache").mkdir()
+    data = datasets.load(f"folder:{tmp_path}")
+    assert len(data.train) == 12
+    assert "1 files that are not images" in data.notes[1]
+
+
+def test_unreadable_files_are_listed_and_stop_everything(tmp_path):
+    write_tree(tmp_path)
+    (tmp_path / "train" / "bird" / "000.png").write_bytes(b"")
+    good = (tmp_path / "test" / "cat" / "001.png").read_bytes()
+    (tmp_path / "test" / "cat" / "001.png").write_bytes(good[:-30])
+    with pytest.raises(DatasetError, match="2 of 18 images can't be read") as caught:
+        datasets.load(f"folder:{tmp_path}")
+    assert "bird/000.png" in str(caught.value)
+    assert "cat/001.png" in str(caught.value)
+
+
+def test_a_long_list_of_unreadable_files_is_cut(tmp_path):
+    for name in CLASSES:
+        (tmp_path / name).mkdir()
+        for i in range(5):
+            (tmp_path / name / f"{i}.png").write_bytes(b"no")
+    with pytest.raises(DatasetError, match="nor can any other"):
+        datasets.load(f"folder:{tmp_path}")
+    with pytest.raises(DatasetError, match="15 of 15 images can't be read.*and 5 more"):
+        datasets.load(f"folder:{tmp_path}", image_size=(4, 4))
+
+
+def test_faulty_trees(tmp_path):
+    with pytest.raises(DatasetError, match="no such folder"):
+        datasets.load(f"folder:{tmp_path / 'absent'}")
+    with pytest.raises(DatasetError, match="two or more classes, it has 0: none"):
+        datasets.load(f"folder:{tmp_path}")
+    write_tree(tmp_path, parts=("train",))
+    with pytest.raises(DatasetError, match="no folder test beside it"):
+        datasets.load(f"folder:{tmp_path}")
+    write_tree(tmp_path / "test", parts=(".",))
+    (tmp_path / "test" / "cat").rename(tmp_path / "test" / "dog")
+    with pytest.raises(DatasetError, match="only one of them has cat, dog"):
+        datasets.load(f"folder:{tmp_path}")
+    (tmp_path / "test" / "dog").rename(tmp_path / "test" / "cat")
+    for file in (tmp_path / "test" / "cat").iterdir():
+        file.unlink()
+    with pytest.raises(DatasetError, match="cat: there are no images of this class"):
+        datasets.load(f"folder:{tmp_path}")
+
+
+def test_images_that_do_not_fit_in_memory_are_refused_at_once(tmp_path, monkeypatch):
+    write_tree(tmp_path)
+    monkeypatch.setattr(folder_module, "MEMORY_SHARE", 1e-9)
+    with pytest.raises(DatasetError, match="choose a smaller image size"):
+        datasets.load(f"folder:{tmp_path}")
