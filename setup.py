@@ -18,7 +18,9 @@ from setuptools.command.build_ext import build_ext
 DEBUG = os.environ.get("CONVSERVE_DEBUG", "0") not in ("", "0")
 OPTIMISE = ["-O1", "-g", "-DCS_DEBUG=1"] if DEBUG else ["-O3", "-DNDEBUG"]
 # gnu11 and contraction: `a * b + c` may become one fused multiply-add where the set has one.
-CFLAGS = [*OPTIMISE, "-std=gnu11", "-ffp-contract=fast", "-fno-math-errno", "-fPIC", "-Wall", "-Wno-psabi"]
+CFLAGS = [
+    *OPTIMISE, "-std=gnu11", "-ffp-contract=fast", "-fno-math-errno", "-fPIC", "-Wall", "-Wno-psabi",
+]  # fmt: skip
 ISA_FLAGS = {"base": []}
 if platform.machine() in ("x86_64", "AMD64"):
     ISA_FLAGS["avx2"] = ["-mavx2", "-mfma"]

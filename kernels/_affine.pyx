@@ -65,7 +65,7 @@ def _product(x, weight, bias):
     cdef PackedConv p = PackedConv(weight.reshape(outputs, 1, 1, inputs), bias, 1, inputs,
                                    planar=True)
     cdef int threads = thread_count() if <double>n * inputs * outputs > THREADS_FROM else 1
-    cdef int bands = min(n, threads), band, part
+    cdef int bands = min(n, threads), part
     cdef int64_t width = <int64_t>p.blocks * p.block, i
     cdef Buffer scratch = borrow(n * width)
     cdef float[:, ::1] result = out

@@ -1,4 +1,4 @@
-"""Convolution weights in the order in which the C kernels read them, and the tensors around them."""
+"""Convolution weights in the order in which the C kernels read them, and the inputs beside them."""
 
 from libc.stdint cimport int64_t
 
@@ -20,7 +20,8 @@ cdef struct Source:
 cdef int source_planes(const Source *s) noexcept nogil
 cdef int64_t source_floats(const Source *s) noexcept nogil
 # Copy one plane (a channel, or a block of channels) of image n to its place in `buffer`.
-cdef void stage(const cs_kernels *k, const Source *s, int64_t n, int plane, float *buffer) noexcept nogil
+cdef void stage(const cs_kernels *k, const Source *s, int64_t n, int plane,
+                float *buffer) noexcept nogil
 
 
 cdef class PackedConv:

@@ -20,7 +20,7 @@ from libc.stdint cimport int64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
 
-from convserve.kernels._core cimport Buffer, borrow, cs_kernels, release, table
+from convserve.kernels._core cimport Buffer, cs_kernels, table
 
 from convserve.kernels._arguments import conv_groups, conv_window, float32_array, integer
 
@@ -45,7 +45,8 @@ cdef inline int end_inside(int offset, int step, int size, int limit) noexcept n
     return min(size, end)
 
 
-cdef void stage(const cs_kernels *k, const Source *s, int64_t n, int plane, float *buffer) noexcept nogil:
+cdef void stage(const cs_kernels *k, const Source *s, int64_t n, int plane,
+                float *buffer) noexcept nogil:
     cdef int h0 = first_inside(s.top, s.up_h), h1 = end_inside(s.top, s.up_h, s.height, s.rows)
     cdef int w0 = first_inside(s.left, s.up_w), w1 = end_inside(s.left, s.up_w, s.width, s.columns)
     cdef int64_t size = 1 if s.planar else s.block, row = s.columns * size
@@ -183,7 +184,8 @@ cdef class PackedConv:
                             for lane in range(tile.blocks * self.block):
                                 o = tile.block * self.block + lane
                                 if o < self.filters and c // depth == o // per_group:
-                                    place = oihw + ((<int64_t>o * depth + c % depth) * self.kh + kh) * self.kw + tap
+                                    place = oihw + tap + self.kw * (
+                                        (<int64_t>o * depth + c % depth) * self.kh + kh)
                                     if unpack:
                                         place[0] = packed[0]
                                     else:
@@ -213,7 +215,8 @@ cdef class PackedConv:
             for i in prange(n, nogil=True, num_threads=workers, schedule="static"):
                 for t in range(self.conv.tiles):
                     self.kernels.conv(&self.conv, t, 0, self.conv.oh, x.data + i * x_floats,
-                                      self.weights.data, self.bias.data, NULL, y.data + i * y_floats)
+                                      self.weights.data, self.bias.data, NULL,
+                                      y.data + i * y_floats)
             now = time.perf_counter()
             best = min(best, now - start)
             if now > end:

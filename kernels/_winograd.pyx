@@ -48,7 +48,8 @@ cdef class PackedWinograd:
         self.coefficient = self.product.weight_floats
         self.weights = Buffer(n * self.coefficient)
         u = np.einsum("ij,ocjk,lk->iloc", G[m], weight.astype(np.float64), G[m], optimize=True)
-        cdef float[:, :, ::1] packed = np.ascontiguousarray(u.reshape(n, *weight.shape[:2]), np.float32)
+        u = u.reshape(n, *weight.shape[:2])
+        cdef float[:, :, ::1] packed = np.ascontiguousarray(u, np.float32)
         for i in range(n):
             self.product.transfer(&packed[i, 0, 0], self.weights.data + i * self.coefficient, False)
         # the layer's bias, then as many zeros for the products

@@ -125,7 +125,9 @@ def _batch_norm(op: Any, inputs: Inputs, params: Params, rng: Rng) -> tuple[Arra
 
 
 def _batch_norm_back(op: Any, saved: Any, grad: Array, params: Params) -> Grads:
-    dx, dweight, dbias = kernels.batch_norm_backward(grad, *saved, params["weight"], op.eps)
+    dx, dweight, dbias = kernels.batch_norm_backward(
+        grad, *saved, weight=params["weight"], eps=op.eps
+    )
     return [dx], {"weight": dweight, "bias": dbias}
 
 
