@@ -156,7 +156,8 @@ class _Run:
             targets = smoothed_targets(batch.y, classes, self.config.label_smoothing)
             lr = self.schedule((epoch - 1) * self.steps_per_epoch + number)
             x = self.dataset.preprocessing.normalise(batch.x)
-            result = self.step.step(x, targets, lr)
+            with np.errstate(over="ignore", invalid="ignore"):  # said below, once and in words
+                result = self.step.step(x, targets, lr)
             if not isfinite(result.loss):
                 raise self.diverged(
                     f"the loss became {result.loss} at step {number + 1}", epoch, lr
