@@ -97,6 +97,7 @@ extensions = [
         ["kernels/csrc/dispatch.c"],
         [f"convserve_{isa}" for isa in ISA_FLAGS],
     ),
+    extension("_activation"),
     extension("_affine"),
     extension("_conv"),
     extension("_packed"),

@@ -8,8 +8,13 @@ cdef extern from "cs.h" nogil:
         int32_t block, blocks, plane, planes
         int64_t weight
 
+    ctypedef struct cs_activation:
+        float low, high, a, b
+        int32_t curve
+
     ctypedef struct cs_conv:
-        int32_t oh, ow, kh, kw, inner, inner_last, last_plane, activation
+        int32_t oh, ow, kh, kw, inner, inner_last, last_plane
+        cs_activation activation
         int64_t x_plane, x_kh, x_kw, x_px, x_oh
         int64_t y_block, y_row, y_px
         int64_t r_block, r_row, r_px
@@ -17,12 +22,14 @@ cdef extern from "cs.h" nogil:
         const cs_conv_tile *tile
 
     ctypedef struct cs_depthwise:
-        int32_t oh, ow, kh, kw, activation
+        int32_t oh, ow, kh, kw
+        cs_activation activation
         int64_t x_plane, x_kh, x_kw, x_px, x_oh
         int64_t y_block, y_row
 
     ctypedef struct cs_winograd:
-        int32_t m, planes, blocks, h, w, oh, ow, rows, columns, activation
+        int32_t m, planes, blocks, h, w, oh, ow, rows, columns
+        cs_activation activation
         int64_t x_plane, x_row, y_block, y_row, r_block, r_row
 
     ctypedef struct cs_wgrad:
@@ -36,8 +43,14 @@ cdef extern from "cs.h" nogil:
         int64_t x_row, x_plane, y_row, y_plane
 
     ctypedef struct cs_pointwise:
-        int32_t h, w, activation
-        int64_t a_row, a_plane, b_row, b_plane, y_row, y_plane
+        int32_t h, w, arithmetic
+        cs_activation activation
+        int64_t a_px, a_row, a_plane, b_px, b_row, b_plane, y_row, y_plane
+
+    ctypedef struct cs_norm:
+        int32_t channels, w, before, after
+        float eps, alpha, beta, bias
+        int64_t x_row, x_plane, y_row, y_plane
 
     ctypedef struct cs_kernels:
         const char *isa
@@ -49,14 +62,15 @@ cdef extern from "cs.h" nogil:
                           const float *w, const float *bias, float *y) noexcept nogil
         void (*wgrad)(const cs_wgrad *p, int inner, int blocks, int ldw, const float *x,
                       const float *g, float *dw) noexcept nogil
+        void (*activate)(const cs_activation *f, int64_t n, const float *x, int64_t x_px, float *y,
+                         int64_t y_px) noexcept nogil
         void (*pack)(int channels, int h0, int h1, int w, const float *x, int64_t x_c, int64_t x_h,
                      int64_t x_w, float *y, int64_t y_row, int64_t y_px) noexcept nogil
         void (*unpack)(int channels, int h0, int h1, int w, const float *x, int64_t x_row,
                        float *y, int64_t y_c, int64_t y_h) noexcept nogil
         double (*peak)(int64_t rounds, float *sink) noexcept nogil
 
-    enum: CS_LINEAR
-    enum: CS_RELU
+    enum: CS_ADD, CS_SUB, CS_MUL
 
 
 # The table of the instruction set in use.

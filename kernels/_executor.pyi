@@ -1,5 +1,6 @@
 from collections.abc import Sequence
 
+from convserve.kernels._activation import Activation
 from convserve.kernels._arguments import Float32Array, Window
 from convserve.kernels._packed import PackedConv
 from convserve.kernels._winograd import PackedWinograd
@@ -23,8 +24,26 @@ class Executor:
     def stage(self, level: int, x: int, y: int) -> None: ...
     def flatten(self, level: int, x: int, y: int) -> None: ...
     def softmax(self, level: int, x: int, y: int) -> None: ...
-    def concat(self, level: int, x: int, y: int, first_channel: int) -> None: ...
+    def log_softmax(self, level: int, x: int, y: int) -> None: ...
+    def rearrange(self, level: int, x: int, y: int, first: int, sources: Sequence[int]) -> None: ...
+    def pad(self, level: int, x: int, y: int, top: int, left: int, value: float) -> None: ...
     def global_avg_pool(self, level: int, x: int, y: int) -> None: ...
+    def global_max_pool(self, level: int, x: int, y: int) -> None: ...
+    def layer_norm(
+        self, level: int, x: int, y: int, weight: Float32Array, bias: Float32Array, eps: float
+    ) -> None: ...
+    def lrn(
+        self,
+        level: int,
+        x: int,
+        y: int,
+        before: int,
+        after: int,
+        alpha: float,
+        beta: float,
+        bias: float,
+    ) -> None: ...
+    def activate(self, level: int, x: int, y: int, activation: Activation) -> None: ...
     def conv(
         self,
         level: int,
@@ -32,6 +51,7 @@ class Executor:
         y: int,
         packed: PackedConv,
         window: Window,
+        activation: Activation | None = None,
         residual: int | None = None,
     ) -> None: ...
     def winograd(
@@ -41,9 +61,12 @@ class Executor:
         y: int,
         packed: PackedWinograd,
         window: Window,
+        activation: Activation | None = None,
         residual: int | None = None,
     ) -> None: ...
-    def affine(self, level: int, x: int, y: int, packed: PackedConv) -> None: ...
+    def affine(
+        self, level: int, x: int, y: int, packed: PackedConv, activation: Activation | None = None
+    ) -> None: ...
     def depthwise(
         self,
         level: int,
@@ -52,12 +75,21 @@ class Executor:
         weight: Float32Array,
         bias: Float32Array,
         window: Window,
-        relu: bool,
+        activation: Activation | None = None,
     ) -> None: ...
     def scale_shift(
-        self, level: int, x: int, y: int, scale: Float32Array, shift: Float32Array, relu: bool
+        self,
+        level: int,
+        x: int,
+        y: int,
+        scale: Float32Array,
+        shift: Float32Array,
+        activation: Activation | None = None,
     ) -> None: ...
-    def add(self, level: int, x: int, r: int, y: int, relu: bool) -> None: ...
+    def prelu(self, level: int, x: int, y: int, slope: Float32Array) -> None: ...
+    def arithmetic(
+        self, level: int, kind: str, x: int, r: int, y: int, activation: Activation | None = None
+    ) -> None: ...
     def pool(
         self, level: int, x: int, y: int, window: Window, largest: bool, count_padding: bool
     ) -> None: ...

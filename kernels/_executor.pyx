@@ -5,15 +5,20 @@ import numpy as np
 from libc.stdint cimport int32_t, int64_t
 from libc.stdlib cimport free, realloc
 
+
+from convserve.kernels._activation cimport described
 from convserve.kernels._core cimport (
-    Buffer, cs_conv, cs_depthwise, cs_kernels, cs_pointwise, cs_pool, cs_winograd, table,
+    CS_ADD, CS_MUL, CS_SUB, Buffer, cs_activation, cs_conv, cs_depthwise, cs_kernels, cs_norm,
+    cs_pointwise, cs_pool, cs_winograd, table,
 )
 from convserve.kernels._packed cimport PackedConv
 from convserve.kernels._winograd cimport PackedWinograd
 
 cdef extern from "executor.h" nogil:
     enum: CS_STAGE, CS_CONV, CS_WINOGRAD, CS_AFFINE, CS_DEPTHWISE, CS_MAX_POOL, CS_AVG_POOL
-    enum: CS_GLOBAL_AVG_POOL, CS_SCALE_SHIFT, CS_ADD, CS_CONCAT, CS_SOFTMAX, CS_FLATTEN, CS_OUTPUT
+    enum: CS_GLOBAL_AVG_POOL, CS_GLOBAL_MAX_POOL, CS_SCALE_SHIFT, CS_PRELU, CS_ARITHMETIC
+    enum: CS_ACTIVATE, CS_LAYER_NORM, CS_LRN, CS_REARRANGE, CS_PAD, CS_SOFTMAX, CS_LOG_SOFTMAX
+    enum: CS_FLATTEN, CS_OUTPUT
     enum: CS_MAX_LEVELS
 
     ctypedef struct cs_tensor:
@@ -26,12 +31,24 @@ cdef extern from "executor.h" nogil:
         int64_t coefficient
         int32_t slots
 
+    ctypedef struct cs_rearrange:
+        int32_t block, blocks
+        const int64_t *from_ "from"
+
+    ctypedef struct cs_pad:
+        int32_t top, left
+        float value
+
     ctypedef union cs_op_parameters:
         cs_conv conv
         cs_winograd_op winograd
         cs_depthwise depthwise
         cs_pool pool
         cs_pointwise pointwise
+        cs_activation activation
+        cs_norm norm
+        cs_rearrange rearrange
+        cs_pad pad
 
     ctypedef struct cs_op:
         int32_t kind, level, x, r, y, first
@@ -167,13 +184,62 @@ cdef class Executor:
     def softmax(self, int level, int x, int y):
         self._op(CS_SOFTMAX, level, x, y)
 
-    def concat(self, int level, int x, int y, int first_channel):
-        self._op(CS_CONCAT, level, x, y).first = first_channel
+    def log_softmax(self, int level, int x, int y):
+        self._op(CS_LOG_SOFTMAX, level, x, y)
+
+    def rearrange(self, int level, int x, int y, int first, sources):
+        """Channels first, first + 1, ... of y become those channels of x; the others stay."""
+        cdef cs_op *op = self._op(CS_REARRANGE, level, x, y)
+        cdef cs_rearrange *r = &op.as_.rearrange
+        cdef int block = self.plan.kernels.block
+        r.block = first // block
+        r.blocks = (first + len(sources) - 1) // block + 1 - r.block
+        table = np.full(r.blocks * block, -1, np.int64)
+        channels = np.asarray(sources, np.int64)
+        skipped = first - r.block * block
+        table[skipped:skipped + len(channels)] = (
+            channels // block * self.tensors[x].plane + channels % block
+        )
+        cdef const int64_t[::1] view = table
+        r.from_ = &view[0]
+        self.kept.append(table)
+
+    def pad(self, int level, int x, int y, int top, int left, float value):
+        """x with its first pixel at row `top`, column `left` of y; negative: a crop."""
+        self._op(CS_PAD, level, x, y).as_.pad = cs_pad(top, left, value)
 
     def global_avg_pool(self, int level, int x, int y):
         self._op(CS_GLOBAL_AVG_POOL, level, x, y)
 
-    def conv(self, int level, int x, int y, PackedConv packed, window, residual=None):
+    def global_max_pool(self, int level, int x, int y):
+        self._op(CS_GLOBAL_MAX_POOL, level, x, y)
+
+    def layer_norm(self, int level, int x, int y, weight, bias, float eps):
+        """Over the channels of each pixel: weight and bias float32[C]."""
+        cdef cs_op *op = self._norm(CS_LAYER_NORM, level, x, y)
+        op.as_.norm.eps = eps
+        op.weight, op.bias = self._constant(weight), self._constant(bias)
+
+    def lrn(self, int level, int x, int y, int before, int after, float alpha, float beta,
+            float bias):
+        """x / (bias + alpha * sum of the squares of those channels and its own)^beta."""
+        cdef cs_norm *p = &self._norm(CS_LRN, level, x, y).as_.norm
+        p.before, p.after = before, after
+        p.alpha, p.beta, p.bias = alpha, beta, bias
+
+    cdef cs_op *_norm(self, int kind, int level, int x, int y) except NULL:
+        cdef cs_op *op = self._op(kind, level, x, y)
+        cdef cs_tensor *tx = &self.tensors[x]
+        cdef cs_tensor *ty = &self.tensors[y]
+        op.as_.norm = cs_norm(tx.channels, tx.width, 0, 0, 0, 0, 0, 0,
+                              tx.row, tx.plane, ty.row, ty.plane)
+        return op
+
+    def activate(self, int level, int x, int y, activation):
+        self._op(CS_ACTIVATE, level, x, y).as_.activation = described(activation)
+
+    def conv(self, int level, int x, int y, PackedConv packed, window, activation=None,
+             residual=None):
         """A convolution whose padding is x's halo; the residual is added before the activation."""
         cdef cs_op *op = self._op(CS_CONV, level, x, y)
         cdef cs_tensor *tx = &self.tensors[x]
@@ -182,6 +248,7 @@ cdef class Executor:
         packed.read_from(tx.plane, tx.row, tx.px)
         packed.write_to(ty.plane, ty.row, ty.px)
         op.as_.conv = packed.conv
+        op.as_.conv.activation = described(activation)
         op.x_start = -<int64_t>window.pt * tx.row - window.pl * tx.px
         self._keep(op, packed)
         if residual is not None:
@@ -189,7 +256,8 @@ cdef class Executor:
             tr = &self.tensors[op.r]
             op.as_.conv.r_block, op.as_.conv.r_row, op.as_.conv.r_px = tr.plane, tr.row, tr.px
 
-    def winograd(self, int level, int x, int y, PackedWinograd packed, window, residual=None):
+    def winograd(self, int level, int x, int y, PackedWinograd packed, window, activation=None,
+                 residual=None):
         """The same for 3 x 3 filters and stride 1, by Winograd tiles."""
         cdef cs_op *op = self._op(CS_WINOGRAD, level, x, y)
         cdef cs_winograd_op *o = &op.as_.winograd
@@ -205,7 +273,7 @@ cdef class Executor:
         o.tiles.h = tx.height + window.pt + window.pb
         o.tiles.w = tx.width + window.pl + window.pr
         o.tiles.rows, o.tiles.columns = (packed.oh + m - 1) // m, (packed.ow + m - 1) // m
-        o.tiles.activation = packed.activation
+        o.tiles.activation = described(activation)
         o.tiles.x_plane, o.tiles.x_row = tx.plane, tx.row
         o.tiles.y_block, o.tiles.y_row = ty.plane, ty.row
         op.x_start = -<int64_t>window.pt * tx.row - window.pl * tx.px
@@ -222,7 +290,7 @@ cdef class Executor:
         o.slots = max(14, min(SCRATCH_FLOATS // a_tile, tiles, 112))
         self.scratch_floats = max(self.scratch_floats, <int64_t>(o.slots * a_tile + steps))
 
-    def affine(self, int level, int x, int y, PackedConv packed):
+    def affine(self, int level, int x, int y, PackedConv packed, activation=None):
         """A convolution with a filter as large as the image; the chunk's images are its pixels."""
         cdef cs_op *op = self._op(CS_AFFINE, level, x, y)
         cdef cs_tensor *tx = &self.tensors[x]
@@ -230,6 +298,7 @@ cdef class Executor:
         packed.read_from(tx.plane, tx.row, tx.px)
         packed.write_to(ty.plane, 0, ty.image)
         op.as_.conv = packed.conv
+        op.as_.conv.activation = described(activation)
         op.as_.conv.x_px = tx.image
         self._keep(op, packed)
 
@@ -237,13 +306,14 @@ cdef class Executor:
         op.weight, op.bias = packed.weights.data, packed.bias.data
         self.kept.append(packed)
 
-    def depthwise(self, int level, int x, int y, weight, bias, window, bint relu):
+    def depthwise(self, int level, int x, int y, weight, bias, window, activation=None):
         """One filter a channel: weight float32[C, KH, KW], bias float32[C]."""
         cdef cs_op *op = self._op(CS_DEPTHWISE, level, x, y)
         cdef cs_tensor *tx = &self.tensors[x]
         cdef cs_tensor *ty = &self.tensors[y]
         cdef cs_depthwise *d = &op.as_.depthwise
-        d.oh, d.ow, d.kh, d.kw, d.activation = window.oh, window.ow, window.kh, window.kw, relu
+        d.oh, d.ow, d.kh, d.kw = window.oh, window.ow, window.kh, window.kw
+        d.activation = described(activation)
         d.x_plane, d.x_kh, d.x_kw = tx.plane, window.dh * tx.row, window.dw * tx.px
         d.x_oh, d.x_px = window.sh * tx.row, window.sw * tx.px
         d.y_block, d.y_row = ty.plane, ty.row
@@ -256,25 +326,37 @@ cdef class Executor:
         op.weight = self._constant(blocked.transpose(0, 2, 3, 1).ravel())
         op.bias = self._constant(bias)
 
-    def scale_shift(self, int level, int x, int y, scale, shift, bint relu):
+    def scale_shift(self, int level, int x, int y, scale, shift, activation=None):
         """y = x * scale + shift by channel: float32[C] each."""
-        cdef cs_op *op = self._op(CS_SCALE_SHIFT, level, x, y)
-        self._pointwise(op, relu)
-        op.weight = self._constant(scale)
-        op.bias = self._constant(shift)
+        cdef cs_op *op = self._pointwise(CS_SCALE_SHIFT, level, x, y, activation)
+        op.weight, op.bias = self._constant(scale), self._constant(shift)
 
-    def add(self, int level, int x, int r, int y, bint relu):
-        cdef cs_op *op = self._op(CS_ADD, level, x, y)
-        op.r = r
-        self._pointwise(op, relu)
-        op.as_.pointwise.b_row, op.as_.pointwise.b_plane = self.tensors[r].row, self.tensors[r].plane
+    def prelu(self, int level, int x, int y, slope):
+        """x where it is above 0, else x * slope by channel: float32[C]."""
+        self._pointwise(CS_PRELU, level, x, y, None).weight = self._constant(slope)
 
-    cdef void _pointwise(self, cs_op *op, bint relu):
-        cdef cs_tensor *tx = &self.tensors[op.x]
-        cdef cs_tensor *ty = &self.tensors[op.y]
+    def arithmetic(self, int level, str kind, int x, int r, int y, activation=None):
+        """x + r, x - r or x * r ("add", "sub", "mul"); one may have a single pixel for all."""
+        cdef cs_op *op = self._pointwise(CS_ARITHMETIC, level, x, y, activation)
+        cdef cs_tensor *tx = &self.tensors[x]
+        cdef cs_tensor *tr = &self.tensors[r]
+        cdef cs_tensor *ty = &self.tensors[y]
         cdef cs_pointwise *p = &op.as_.pointwise
-        p.h, p.w, p.activation = ty.height, ty.width, relu
-        p.a_row, p.a_plane, p.y_row, p.y_plane = tx.row, tx.plane, ty.row, ty.plane
+        op.r = r
+        p.arithmetic = {"add": CS_ADD, "sub": CS_SUB, "mul": CS_MUL}[kind]
+        if (tx.height, tx.width) != (ty.height, ty.width):
+            p.a_px = p.a_row = 0
+        if (tr.height, tr.width) == (ty.height, ty.width):
+            p.b_px, p.b_row = tr.px, tr.row
+        p.b_plane = tr.plane
+
+    cdef cs_op *_pointwise(self, int kind, int level, int x, int y, activation) except NULL:
+        cdef cs_op *op = self._op(kind, level, x, y)
+        cdef cs_tensor *tx = &self.tensors[x]
+        cdef cs_tensor *ty = &self.tensors[y]
+        op.as_.pointwise = cs_pointwise(ty.height, ty.width, 0, described(activation), tx.px,
+                                        tx.row, tx.plane, 0, 0, 0, ty.row, ty.plane)
+        return op
 
     def pool(self, int level, int x, int y, window, bint largest, bint count_padding):
         cdef cs_op *op = self._op(CS_MAX_POOL if largest else CS_AVG_POOL, level, x, y)

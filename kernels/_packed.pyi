@@ -23,7 +23,6 @@ class PackedConv:
         dilation: PairLike = 1,
         groups: int = 1,
         rounding: str = "floor",
-        relu: bool = False,
         planar: bool | None = None,
     ) -> None: ...
     def bench(self, images: int = 1, threads: int = 1, seconds: float = 0.2) -> float: ...

@@ -20,6 +20,7 @@ from libc.stdint cimport int64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
 
+from convserve.kernels._activation cimport described
 from convserve.kernels._core cimport Buffer, cs_kernels, table
 
 from convserve.kernels._arguments import conv_groups, conv_window, float32_array, integer
@@ -72,7 +73,7 @@ cdef class PackedConv:
     """A convolution's weights and geometry in the order of the C kernels.
 
     weight: float32[O, C / groups, KH, KW]; bias: float32[O] or None. The input is stored planar
-    (NCHW) or blocked; by default as its number of channels suggests. `relu` is applied on store.
+    (NCHW) or blocked; by default as its number of channels suggests.
     Raises ShapeError and TypeError as `conv2d` does.
     """
 
@@ -80,7 +81,7 @@ cdef class PackedConv:
         self.tiles = NULL
 
     def __init__(self, weight, bias, height, width, stride=1, padding=0, dilation=1, groups=1,
-                 rounding="floor", relu=False, planar=None):
+                 rounding="floor", planar=None):
         weight = np.ascontiguousarray(float32_array(weight, "conv2d: weight", 4))
         self.filters = weight.shape[0]
         self.groups = integer(groups, "conv2d: groups", 1)
@@ -103,7 +104,7 @@ cdef class PackedConv:
         self.conv.inner = self.row_taps if self.planar else self.block
         self.conv.last_plane = self.planes - 1
         self.conv.inner_last = self.inner(self.planes - 1)
-        self.conv.activation = 1 if relu else 0
+        self.conv.activation = described(None)
         self._lay_tiles()
 
         cdef const float[:, :, :, ::1] w = weight

@@ -8,7 +8,6 @@ from convserve.kernels._packed cimport PackedConv
 
 cdef class PackedWinograd:
     cdef readonly int m, channels, filters, oh, ow
-    cdef int activation
     cdef PackedConv product   # the geometry of one coefficient's product
     cdef Buffer weights, bias
     cdef int64_t coefficient  # floats of one coefficient's weights

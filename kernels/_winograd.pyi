@@ -14,5 +14,4 @@ class PackedWinograd:
         width: int,
         padding: PaddingLike,
         m: int,
-        relu: bool = False,
     ) -> None: ...

@@ -33,12 +33,12 @@ cdef class PackedWinograd:
     """weight: float32[O, C, 3, 3], bias: float32[O] or None, for images of height x width with
     `padding`, stride 1. m: outputs a tile, 2 or 4. Raises ShapeError for any other filter."""
 
-    def __init__(self, weight, bias, height, width, padding, int m, bint relu=False):
+    def __init__(self, weight, bias, height, width, padding, int m):
         weight = float32_array(weight, "winograd: weight", 4)
         if weight.shape[2:] != (3, 3) or m not in G:
             raise ShapeError(f"winograd: 3 x 3 filters and m = 2 or 4, got {weight.shape}, m {m}")
         window = conv_window((height, width), (3, 3), 1, padding, 1, "floor", "winograd")
-        self.m, self.activation = m, relu
+        self.m = m
         self.filters, self.channels = weight.shape[:2]
         self.oh, self.ow = window.oh, window.ow
         cdef Py_ssize_t i, n = (m + 2) * (m + 2)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import operator_reference as operators
 import reference
 
 from convserve.graph import Graph, layers
@@ -27,6 +28,7 @@ def error_bounds(graph: Graph, params: dict[str, Array], x: Array) -> dict[str, 
     The same network on absolute values gives the sum of all terms' sizes; each rounding on the way
     to a value, as many as its sums have terms, adds at most half a unit in the last place of it.
     """
+    value = evaluate(graph, params, x)
     size: dict[str, Array] = {graph.input_name: np.abs(x.astype(np.float64))}
     terms = {graph.input_name: 1}
     for node in graph.nodes:
@@ -35,16 +37,51 @@ def error_bounds(graph: Graph, params: dict[str, Array], x: Array) -> dict[str, 
         if isinstance(node.op, layers.BatchNorm):
             own["running_mean"] = -own["running_mean"]  # |x| + |mean|
             own["running_var"] = _of(params, node.name)["running_var"]
-        if isinstance(node.op, layers.Softmax):
+        size[node.name] = _size(node.op, inputs, [value[name] for name in node.inputs], own)
+        before = [terms[source] for source in node.inputs]
+        if isinstance(node.op, layers.Mul):
+            terms[node.name] = sum(before) + 2
+        elif isinstance(node.op, layers.Softmax | layers.LogSoftmax):
             # d softmax <= 2 |d logits|, and its own roundings
-            terms[node.name] = 2 * terms[node.inputs[0]] + 10 * node.shape[0]
-            size[node.name] = np.broadcast_to(
-                inputs[0].max(axis=1, keepdims=True) + 1, (len(x), *node.shape)
-            )
-            continue
-        size[node.name] = _layer(node.op, inputs, own)
-        terms[node.name] = max(terms[source] for source in node.inputs) + _terms(node.op, own)
+            terms[node.name] = 2 * before[0] + 10 * node.shape[0]
+        else:
+            terms[node.name] = max(before) + _terms(node.op, own, inputs[0].shape[1:])
     return {name: reference.tolerance(2 * terms[name] + 8, value) for name, value in size.items()}
+
+
+def _size(
+    op: layers.Operator, sizes: list[Array], values: list[Array], own: dict[str, Array]
+) -> Array:
+    """The layer on sums of absolute terms: what an error of its inputs may grow to."""
+    x = sizes[0]
+    match op:
+        case layers.Softmax() | layers.LogSoftmax():
+            top = 2 * x.max(axis=1, keepdims=True) + 1 + np.log(x.shape[1])
+            return np.broadcast_to(top, x.shape)
+        case layers.Sub():
+            return sizes[0] + sizes[1]
+        case layers.PReLU():
+            slope = np.maximum(own["slope"], 1).reshape(-1, *[1] * (x.ndim - 2))
+            return x * slope
+        case layers.LayerNorm():
+            deviation = np.sqrt(values[0].var(axis=1, keepdims=True) + op.eps)
+            like = (-1,) + (1,) * (x.ndim - 2)
+            spread = (2 + np.sqrt(x.shape[1])) * x.max(axis=1, keepdims=True) / deviation
+            return spread * own["weight"].reshape(like) + own["bias"].reshape(like)
+        case layers.LRN():
+            base = operators.lrn_base(values[0], op)
+            change = (operators.lrn_base(np.abs(values[0]), op, x) - op.bias) / base
+            return x * base**-op.beta * (1 + 2 * abs(op.beta) * change)
+        case layers.Pad():
+            return operators.pad(x, op.padding, abs(op.value))
+        case (
+            layers.ReLU() | layers.LeakyReLU() | layers.Clip() | layers.Sigmoid() | layers.Tanh()
+            | layers.HardSigmoid() | layers.HardSwish() | layers.SiLU() | layers.GELU()
+            | layers.ELU()
+        ):  # fmt: skip
+            at_zero = abs(float(operators.activation(op, np.zeros(1))[0]))
+            return x * operators.slope(op) + at_zero + abs(getattr(op, "beta", 0.0))
+    return _layer(op, sizes, own)
 
 
 def _of(params: dict[str, Array], layer: str) -> dict[str, Array]:
@@ -55,11 +92,15 @@ def _of(params: dict[str, Array], layer: str) -> dict[str, Array]:
     }
 
 
-def _terms(op: layers.Operator, own: dict[str, Array]) -> int:
+def _terms(op: layers.Operator, own: dict[str, Array], shape: tuple[int, ...]) -> int:
+    if isinstance(op, layers.LayerNorm):
+        return 4 * shape[0] + 20
+    if isinstance(op, layers.LRN):
+        return 2 * min(op.size, shape[0]) + 40
     if isinstance(op, layers.AvgPool2d):
         return int(np.prod(op.size)) + 2
     if isinstance(op, layers.GlobalAvgPool2d):
-        return 10_000
+        return int(np.prod(shape[1:])) + 2
     return int(np.prod(own["weight"].shape[1:])) + 6 if "weight" in own else 6
 
 
@@ -80,8 +121,6 @@ def _layer(op: layers.Operator, inputs: list[Array], p: dict[str, Array]) -> Arr
             return reference.affine(x, p["weight"], p.get("bias"))
         case layers.Flatten():
             return x.reshape(len(x), -1)
-        case layers.ReLU():
-            return reference.relu(x)
         case layers.Softmax():
             return reference.softmax(x)
         case layers.BatchNorm():
@@ -91,6 +130,31 @@ def _layer(op: layers.Operator, inputs: list[Array], p: dict[str, Array]) -> Arr
             return x
         case layers.Add():
             return inputs[0] + inputs[1]
+        case layers.Sub():
+            return inputs[0] - inputs[1]
+        case layers.Mul():
+            return inputs[0] * inputs[1]
         case layers.Concat():
             return np.concatenate(inputs, axis=1)
-    raise AssertionError(op)
+        case layers.Slice():
+            return x[:, op.start : op.stop]
+        case layers.ChannelShuffle():
+            return operators.channel_shuffle(x, op.groups)
+        case layers.Pad():
+            return operators.pad(x, op.padding, op.value)
+        case layers.Crop():
+            return operators.crop(x, op.padding)
+        case layers.GlobalMaxPool2d():
+            return x.max(axis=(2, 3), keepdims=True)
+        case layers.LRN():
+            return x * operators.lrn_base(x, op) ** -op.beta
+        case layers.LayerNorm():
+            return operators.layer_norm(x, p["weight"], p["bias"], op.eps)
+        case layers.ScaleShift():
+            like = (-1,) + (1,) * (x.ndim - 2)
+            return x * p["scale"].reshape(like) + p["shift"].reshape(like)
+        case layers.PReLU():
+            return np.where(x > 0, x, x * p["slope"].reshape(-1, *[1] * (x.ndim - 2)))
+        case layers.LogSoftmax():
+            return operators.log_softmax(x)
+    return operators.activation(op, x)

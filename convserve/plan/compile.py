@@ -15,9 +15,11 @@ import numpy as np
 import numpy.typing as npt
 
 from convserve.graph import Graph, layers
+from convserve.kernels._arguments import padding_sides
 from convserve.kernels._executor import Executor
 from convserve.kernels._packed import PLANAR_CHANNELS, PackedConv
 from convserve.kernels._winograd import PackedWinograd
+from convserve.plan.activations import activation_of
 from convserve.plan.choose import winograd_tile
 from convserve.plan.lower import Step, Steps, image_shape, is_depthwise, lower
 from convserve.plan.memory import Extent, place
@@ -198,33 +200,66 @@ class _Compiler:
                 c, h, w = image_shape(shape)
                 weight = step.weight.reshape(-1, c, h, w)
                 planar = sources[0] is None
-                packed = PackedConv(weight, step.bias, h, w, relu=step.relu, planar=planar)
-                executor.affine(level, x[0], y, packed)
+                packed = PackedConv(weight, step.bias, h, w, planar=planar)
+                executor.affine(level, x[0], y, packed, step.activation)
             case layers.MaxPool2d():
                 executor.pool(level, x[0], y, op.window([shape]), True, False)
             case layers.AvgPool2d():
                 executor.pool(level, x[0], y, op.window([shape]), False, op.count_include_pad)
             case layers.GlobalAvgPool2d():
                 executor.global_avg_pool(level, x[0], y)
-            case layers.BatchNorm():
+            case layers.GlobalMaxPool2d():
+                executor.global_max_pool(level, x[0], y)
+            case layers.BatchNorm() | layers.ScaleShift():
                 assert step.scale is not None and step.shift is not None
-                executor.scale_shift(level, x[0], y, step.scale, step.shift, step.relu)
-            case layers.ReLU():
-                ones, zeros = np.ones(shape[0], np.float32), np.zeros(shape[0], np.float32)
-                executor.scale_shift(level, x[0], y, ones, zeros, True)
-            case layers.Add():
-                executor.add(level, x[0], x[1], y, step.relu)
-            case layers.Concat():
-                channel = 0
-                for source, tensor in zip(step.inputs, x, strict=True):
-                    executor.concat(level, tensor, y, channel)
-                    channel += self.steps.shapes[source][0]
+                executor.scale_shift(level, x[0], y, step.scale, step.shift, step.activation)
+            case layers.LayerNorm():
+                assert step.scale is not None and step.shift is not None
+                executor.layer_norm(level, x[0], y, step.scale, step.shift, op.eps)
+            case layers.LRN():
+                around = (op.size - 1) // 2, op.size // 2
+                before, after = (min(n, shape[0] - 1) for n in around)
+                alpha = op.alpha / op.size
+                executor.lrn(level, x[0], y, before, after, alpha, op.beta, op.bias)
+            case layers.PReLU():
+                assert step.scale is not None
+                executor.prelu(level, x[0], y, step.scale)
+            case layers.Add() | layers.Sub() | layers.Mul():
+                executor.arithmetic(level, op.op, x[0], x[1], y, step.activation)
+            case layers.Concat() | layers.Slice() | layers.ChannelShuffle():
+                self.emit_rearrangement(level, step, x, y)
+            case layers.Pad() | layers.Crop():
+                (top, _), (left, _) = padding_sides(op.padding)
+                if isinstance(op, layers.Pad):
+                    executor.pad(level, x[0], y, top, left, op.value)
+                else:
+                    executor.pad(level, x[0], y, -top, -left, 0.0)
             case layers.Softmax():
                 executor.softmax(level, x[0], y)
+            case layers.LogSoftmax():
+                executor.log_softmax(level, x[0], y)
             case layers.Flatten():
                 executor.flatten(level, x[0], y)
             case _:
-                raise TypeError(f"layer {step.name!r}: no kernel for {op.op}")
+                if activation_of(op) is None:
+                    raise TypeError(f"layer {step.name!r}: no kernel for {op.op}")
+                executor.activate(level, x[0], y, step.activation)
+
+    def emit_rearrangement(self, level: int, step: Step, x: list[int], y: int) -> None:
+        """Channels to other places: for each input, where its first goes and which it gives."""
+        channels = [self.steps.shapes[name][0] for name in step.inputs]
+        match step.op:
+            case layers.Slice(start=start, stop=stop):
+                self.executor.rearrange(level, x[0], y, 0, range(start, stop))
+            case layers.ChannelShuffle(groups=groups):
+                each = channels[0] // groups
+                order = [c % groups * each + c // groups for c in range(channels[0])]
+                self.executor.rearrange(level, x[0], y, 0, order)
+            case _:
+                first = 0
+                for tensor, count in zip(x, channels, strict=True):
+                    self.executor.rearrange(level, tensor, y, first, range(count))
+                    first += count
 
     def emit_conv(self, level: int, step: Step, source: _Value | None, x: int, y: int) -> None:
         op, shape = step.op, image_shape(self.steps.shapes[step.inputs[0]])
@@ -234,13 +269,13 @@ class _Compiler:
         if is_depthwise(op, shape) and not planar:
             bias = np.zeros(shape[0], np.float32) if step.bias is None else step.bias
             weight = np.ascontiguousarray(step.weight[:, 0])
-            self.executor.depthwise(level, x, y, weight, bias, window, step.relu)
+            self.executor.depthwise(level, x, y, weight, bias, window, step.activation)
             return
         residual = self.values[step.residual].tensor if step.residual else None
         tile = 0 if planar else winograd_tile(op, shape, window)
         if tile:
-            wino = PackedWinograd(step.weight, step.bias, *shape[1:], op.padding, tile, step.relu)
-            self.executor.winograd(level, x, y, wino, window, residual)
+            wino = PackedWinograd(step.weight, step.bias, *shape[1:], op.padding, tile)
+            self.executor.winograd(level, x, y, wino, window, step.activation, residual)
             return
         packed = PackedConv(
             step.weight,
@@ -250,7 +285,6 @@ class _Compiler:
             op.padding,
             op.dilation,
             op.groups,
-            relu=step.relu,
             planar=planar,
         )
-        self.executor.conv(level, x, y, packed, window, residual)
+        self.executor.conv(level, x, y, packed, window, step.activation, residual)

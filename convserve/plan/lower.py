@@ -1,8 +1,9 @@
 """Graph to steps: drop what inference does not need, fold batch norm, fuse what follows a layer.
 
     conv -> batch norm -> add -> ReLU      one step: folded weights, residual and ReLU on store
-    affine -> batch norm -> ReLU           likewise
-    batch norm, add -> ReLU                ReLU on store
+    affine -> scale and shift -> GELU      likewise, for every activation without parameters
+    batch norm, add, mul -> ReLU           ReLU on store
+    pad with zeros -> conv                 the convolution pads more
     dropout                                nothing
     flatten before an affine layer         nothing: the affine layer reads the image as it lies
 
@@ -12,7 +13,7 @@ A value that is asked for, or read by several layers, is kept: nothing is fused 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 
 import numpy as np
@@ -20,10 +21,14 @@ import numpy.typing as npt
 
 from convserve.graph import Graph, Node, layers
 from convserve.graph.layers import Shape
+from convserve.kernels._arguments import padding_sides
+from convserve.plan.activations import LINEAR, Activation, activation_of
 
 __all__ = ["Step", "Steps", "lower"]
 
 Array = npt.NDArray[np.float32]
+Exact = npt.NDArray[np.float64]
+_PARAMETERS = ("weight", "bias", "slope")
 
 
 @dataclass
@@ -36,9 +41,10 @@ class Step:
     shape: Shape
     weight: Array | None = None  # of a convolution or affine layer, batch norm folded in
     bias: Array | None = None
-    scale: Array | None = None  # of a batch norm that could not be folded
+    # One value a channel: of a batch norm that could not be folded, a layer norm, PReLU's slopes.
+    scale: Array | None = None
     shift: Array | None = None
-    relu: bool = False
+    activation: Activation = LINEAR
     residual: str | None = None
     nodes: list[str] = field(default_factory=list)  # the layers that it computes
 
@@ -62,6 +68,7 @@ class _Lowering:
         self.graph, self.params = graph, params
         self.nodes = _needed(graph, outputs)
         self.alias: dict[str, str] = {}  # a layer that computes nothing -> the value it stands for
+        self.outputs = set(outputs)
         self.readers: dict[str, list[Node]] = {}
         self.shapes: dict[str, Shape] = {graph.input_name: graph.input_shape}
         self.kept: set[str] = set()
@@ -72,6 +79,7 @@ class _Lowering:
     def find_aliases(self) -> None:
         for node in self.nodes:
             free = isinstance(node.op, layers.Flatten) and self.is_free(node)
+            free = free or (isinstance(node.op, layers.Pad) and self.is_halo(node))
             if free or isinstance(node.op, layers.Dropout):
                 self.alias[node.name] = node.inputs[0]
         for node in self.nodes:
@@ -93,6 +101,17 @@ class _Lowering:
                     return False
                 names.append(reader)
         return True
+
+    def is_halo(self, pad: Node) -> bool:
+        """Whether only convolutions read it, which can add its zeros to their own padding."""
+        assert isinstance(pad.op, layers.Pad)
+        wanted = {node.name for node in self.nodes}
+        readers = [self.graph.node(name) for name in self.graph.consumers(pad.name)]
+        return (
+            pad.op.value == 0
+            and pad.name not in self.outputs
+            and all(isinstance(r.op, layers.Conv2d) for r in readers if r.name in wanted)
+        )
 
     def value(self, name: str) -> str:
         while name in self.alias:
@@ -116,27 +135,35 @@ class _Lowering:
     def step(self, node: Node, done: set[str]) -> Step:
         inputs = [self.value(source) for source in node.inputs]
         step = Step(node.op, node.name, inputs, node.shape, nodes=[node.name])
-        if isinstance(node.op, layers.Conv2d | layers.Affine):
-            step.weight = self.params[f"{node.name}.weight"]
-            step.bias = self.params.get(f"{node.name}.bias")
-            after = self.only_reader(step.name)
-            if after is not None and isinstance(after.op, layers.BatchNorm):
-                self.fold(step, after)
-                after = self.only_reader(step.name)
-            if (
-                after is not None
-                and isinstance(after.op, layers.Add)
-                and isinstance(node.op, layers.Conv2d)
-                and not is_depthwise(node.op, self.shapes[inputs[0]])
-            ):
-                self.add_residual(step, after, done)
-        elif isinstance(node.op, layers.BatchNorm):
-            step.scale, step.shift = self.affine_of(node)
-        elif not isinstance(node.op, layers.Add):
-            return step
+        own = {name: self.params.get(f"{node.name}.{name}") for name in _PARAMETERS}
+        match node.op:
+            case layers.Conv2d() | layers.Affine():
+                step.weight, step.bias = own["weight"], own["bias"]
+                self.fold_scaling(step)
+                if isinstance(node.op, layers.Conv2d):
+                    step.op = self.with_padding(node.op, node.inputs[0])
+                    if not is_depthwise(node.op, self.shapes[inputs[0]]):
+                        self.add_residual(step, done)
+            case layers.BatchNorm() | layers.ScaleShift():
+                scale, shift = self.scaling(step, *self.affine_of(node))
+                step.scale, step.shift = scale.astype(np.float32), shift.astype(np.float32)
+            case layers.LayerNorm():
+                step.scale, step.shift = own["weight"], own["bias"]
+                return step
+            case layers.PReLU():
+                step.scale = own["slope"]
+                return step
+            case layers.Add() | layers.Sub() | layers.Mul():
+                pass
+            case _:
+                activation = activation_of(node.op)
+                if activation is not None:
+                    step.activation = activation
+                return step
         after = self.only_reader(step.name)
-        if after is not None and isinstance(after.op, layers.ReLU):
-            step.relu = True
+        activation = None if after is None else activation_of(after.op)
+        if after is not None and activation is not None:
+            step.activation = activation
             self.extend(step, after)
         return step
 
@@ -148,36 +175,65 @@ class _Lowering:
         step.name, step.shape = node.name, node.shape
         step.nodes.append(node.name)
 
-    def affine_of(self, node: Node) -> tuple[Array, Array]:
-        """Batch norm with its running statistics as x * scale + shift, computed in float64."""
+    def affine_of(self, node: Node) -> tuple[Exact, Exact]:
+        """Batch norm with its running statistics, or a scaling, as x * scale + shift."""
+        own = {
+            name: self.params[f"{node.name}.{name}"].astype(np.float64)
+            for name in node.op.parameters(self.graph.input_shapes(node))
+        }
+        if isinstance(node.op, layers.ScaleShift):
+            return own["scale"], own["shift"]
         assert isinstance(node.op, layers.BatchNorm)
-        weight, bias, mean, var = (
-            self.params[f"{node.name}.{name}"].astype(np.float64)
-            for name in ("weight", "bias", "running_mean", "running_var")
-        )
-        scale = weight / np.sqrt(var + node.op.eps)
-        return scale.astype(np.float32), (bias - mean * scale).astype(np.float32)
+        scale = own["weight"] / np.sqrt(own["running_var"] + node.op.eps)
+        return scale, own["bias"] - own["running_mean"] * scale
 
-    def fold(self, step: Step, norm: Node) -> None:
-        assert step.weight is not None and isinstance(norm.op, layers.BatchNorm)
-        var = self.params[f"{norm.name}.running_var"].astype(np.float64)
-        scale = self.params[f"{norm.name}.weight"] / np.sqrt(var + norm.op.eps)
-        bias = 0.0 if step.bias is None else step.bias.astype(np.float64)
-        bias = (bias - self.params[f"{norm.name}.running_mean"]) * scale
-        bias = bias + self.params[f"{norm.name}.bias"]
-        by_filter = (-1,) + (1,) * (step.weight.ndim - 1)
-        step.weight = (step.weight * scale.reshape(by_filter)).astype(np.float32)
-        step.bias = bias.astype(np.float32)
-        self.extend(step, norm)
+    def scaling(self, step: Step, scale: Exact, shift: Exact) -> tuple[Exact, Exact]:
+        """x * scale + shift together with all batch norms and scalings that follow the step."""
+        while (after := self.only_reader(step.name)) is not None:
+            if not isinstance(after.op, layers.BatchNorm | layers.ScaleShift):
+                break
+            factor, term = self.affine_of(after)
+            scale, shift = scale * factor, shift * factor + term
+            self.extend(step, after)
+        return scale, shift
 
-    def add_residual(self, step: Step, add: Node, done: set[str]) -> None:
+    def fold_scaling(self, step: Step) -> None:
+        assert step.weight is not None
+        filters = len(step.weight)
+        before = len(step.nodes)
+        bias = np.zeros(filters) if step.bias is None else step.bias.astype(np.float64)
+        scale, bias = self.scaling(step, np.ones(filters), bias)
+        if len(step.nodes) > before:
+            by_filter = (-1,) + (1,) * (step.weight.ndim - 1)
+            step.weight = (step.weight * scale.reshape(by_filter)).astype(np.float32)
+            step.bias = bias.astype(np.float32)
+
+    def with_padding(self, op: layers.Conv2d, source: str) -> layers.Conv2d:
+        """The convolution with the zeros of a Pad before it."""
+        if source not in self.alias or source == self.graph.input_name:
+            return op
+        pad = self.graph.node(source).op
+        if not isinstance(pad, layers.Pad):
+            return op
+        own, more = padding_sides(op.padding), padding_sides(pad.padding)
+        sides = [(a[0] + b[0], a[1] + b[1]) for a, b in zip(own, more, strict=True)]
+        return replace(op, padding=(sides[0], sides[1]))
+
+    def add_residual(self, step: Step, done: set[str]) -> None:
         """Adds the other operand on store, if it is there when the convolution runs."""
+        add = self.only_reader(step.name)
+        if add is None or not isinstance(add.op, layers.Add):
+            return
         operands = [self.value(source) for source in add.inputs]
         if operands[0] == operands[1]:
             return
         other = operands[1] if operands[0] == step.name else operands[0]
         # The network's input lies unblocked, without a halo of its own.
-        if other in done and other != self.graph.input_name:
+        if (
+            other in done
+            and other != self.graph.input_name
+            and image_shape(self.shapes[other]) == image_shape(step.shape)
+        ):
             step.residual = other
             self.extend(step, add)
 

@@ -41,6 +41,7 @@ CS_INLINE void conv_tile(const int nb, const int np, const int step, const cs_co
             }
     }
 
+    const vf low = v_set(p->activation.low), high = v_set(p->activation.high);
 #pragma GCC unroll 4
     for (int b = 0; b < nb; b++)
 #pragma GCC unroll 16
@@ -48,7 +49,7 @@ CS_INLINE void conv_tile(const int nb, const int np, const int step, const cs_co
             vf v = acc[b][i];
             if (r)
                 v += v_load(r + b * p->r_block + i * p->r_px);
-            v_store(y + b * p->y_block + i * p->y_px, v_activate(v, p->activation));
+            v_store(y + b * p->y_block + i * p->y_px, v_clip(v, low, high));
         }
 }
 
@@ -140,8 +141,10 @@ static void conv(const cs_conv *p, int t, int oh0, int oh1, const float *x, cons
             /* equal parts: a tail of one pixel would wait for its own multiply-adds */
             const int ow = (int)((int64_t)p->ow * i / parts);
             const int np = (int)((int64_t)p->ow * (i + 1) / parts) - ow;
+            float *yt = y + oh * p->y_row + ow * p->y_px;
             conv_tiles[step][size][np](p, tile->planes, last, x + oh * p->x_oh + ow * p->x_px, w,
-                                       bias, r ? r + oh * p->r_row + ow * p->r_px : NULL,
-                                       y + oh * p->y_row + ow * p->y_px);
+                                       bias, r ? r + oh * p->r_row + ow * p->r_px : NULL, yt);
+            for (int b = 0; b < tile->blocks; b++)
+                follow_curve(&p->activation, np, yt + b * p->y_block, p->y_px);
         }
 }

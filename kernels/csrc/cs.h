@@ -14,7 +14,27 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum cs_activation { CS_LINEAR = 0, CS_RELU = 1 };
+enum cs_curve {
+    CS_NO_CURVE = 0,
+    CS_LEAKY_RELU,              /* a: the slope below 0 */
+    CS_ELU,                     /* a */
+    CS_SIGMOID,
+    CS_HARD_SIGMOID,            /* a x + b within [0, 1] */
+    CS_HARD_SWISH,
+    CS_SILU,
+    CS_GELU,
+    CS_GELU_TANH,
+    CS_TANH,
+    CS_EXP
+};
+
+/* What a kernel does with a result: it stores it held within [low, high] (ReLU is [0, inf], and
+ * [-inf, inf] nothing), which costs next to nothing; then, over what a tile has stored, the curve. */
+typedef struct cs_activation {
+    float low, high;
+    int32_t curve;
+    float a, b;
+} cs_activation;
 
 /* A run of output-channel blocks that one call of the micro-kernel computes together, and the range
  * of input planes that it reads (all of them, or its group's). */
@@ -32,7 +52,7 @@ typedef struct cs_conv {
     int32_t kh, kw;             /* filter rows and columns to walk (kw = 1 where inner covers a row) */
     int32_t inner, inner_last;  /* floats a plane; floats of the last plane of the tensor */
     int32_t last_plane;         /* index of that plane */
-    int32_t activation;
+    cs_activation activation;
     int64_t x_plane, x_kh, x_kw, x_px, x_oh; /* steps of x: plane, filter row and column, output pixel and row */
     int64_t y_block, y_row, y_px;
     int64_t r_block, r_row, r_px;            /* the residual that is added before the activation */
@@ -42,7 +62,8 @@ typedef struct cs_conv {
 
 /* Depthwise: one filter a channel; x holds its padding, all tensors are blocked. */
 typedef struct cs_depthwise {
-    int32_t oh, ow, kh, kw, activation;
+    int32_t oh, ow, kh, kw;
+    cs_activation activation;
     int64_t x_plane, x_kh, x_kw, x_px, x_oh;
     int64_t y_block, y_row;
 } cs_depthwise;
@@ -53,7 +74,7 @@ typedef struct cs_winograd {
     int32_t planes, blocks;     /* of the input and of the output */
     int32_t h, w, oh, ow;       /* the padded input's and the output's size */
     int32_t rows, columns;      /* tiles an image: ceil(oh / m), ceil(ow / m) */
-    int32_t activation;
+    cs_activation activation;
     int64_t x_plane, x_row, y_block, y_row, r_block, r_row;
 } cs_winograd;
 
@@ -78,11 +99,24 @@ typedef struct cs_pool {
     int64_t x_row, x_plane, y_row, y_plane;
 } cs_pool;
 
-/* y = activation(a * scale[c] + shift[c]) or activation(a + b): per-pixel work on blocked tensors. */
+enum cs_arithmetic { CS_ADD, CS_SUB, CS_MUL };
+
+/* Per-pixel work on blocked tensors: y = activation(a * scale[c] + shift[c]), or of a + b, a - b or
+ * a * b, where all steps within a plane are 0 for an operand of one value a channel. */
 typedef struct cs_pointwise {
-    int32_t h, w, activation;
-    int64_t a_row, a_plane, b_row, b_plane, y_row, y_plane;
+    int32_t h, w, arithmetic;
+    cs_activation activation;
+    int64_t a_px, a_row, a_plane, b_px, b_row, b_plane, y_row, y_plane;
 } cs_pointwise;
+
+/* Normalisation over the channels of each pixel of a blocked tensor. */
+typedef struct cs_norm {
+    int32_t channels, w;
+    int32_t before, after;      /* LRN: the channels around each one that it sums over */
+    float eps;                  /* of a layer norm */
+    float alpha, beta, bias;    /* LRN: x / (bias + alpha * sum of squares)^beta */
+    int64_t x_row, x_plane, y_row, y_plane;
+} cs_norm;
 
 typedef struct cs_kernels {
     const char *isa;
@@ -110,14 +144,31 @@ typedef struct cs_kernels {
 
     void (*max_pool)(const cs_pool *p, int block, int oh0, int oh1, const float *x, float *y);
     void (*avg_pool)(const cs_pool *p, int block, int oh0, int oh1, const float *x, float *y);
-    /* y[b] = mean over the pixels of one block */
+    /* y[b] = mean, or largest, over the pixels of one block */
     void (*global_avg_pool)(int h, int w, int64_t row, const float *x, float *y);
+    void (*global_max_pool)(int h, int w, int64_t row, const float *x, float *y);
     /* rows [h0, h1) of one block; the scale and shift pointers are at that block */
     void (*scale_shift)(const cs_pointwise *p, int block, int h0, int h1, const float *a,
                         const float *scale, const float *shift, float *y);
-    void (*add)(const cs_pointwise *p, int block, int h0, int h1, const float *a, const float *b, float *y);
-    /* one row of n contiguous floats */
+    /* likewise with the slopes below 0 */
+    void (*prelu)(const cs_pointwise *p, int block, int h0, int h1, const float *a,
+                  const float *slope, float *y);
+    void (*arithmetic)(const cs_pointwise *p, int block, int h0, int h1, const float *a,
+                       const float *b, float *y);
+    /* n vectors, x_px and y_px floats apart; x and y may be the same */
+    void (*activate)(const cs_activation *f, int64_t n, const float *x, int64_t x_px, float *y,
+                     int64_t y_px);
+    /* rows [h0, h1) of all blocks; of one block */
+    void (*layer_norm)(const cs_norm *p, int h0, int h1, const float *x, const float *weight,
+                       const float *bias, float *y);
+    void (*lrn)(const cs_norm *p, int block, int h0, int h1, const float *x, float *y);
+    /* one row of n contiguous floats; x and y may be the same */
     void (*softmax)(int64_t n, const float *x, float *y);
+    void (*log_softmax)(int64_t n, const float *x, float *y);
+
+    /* Channels to other places: lane l of w pixels at y becomes what lies from[l] floats behind x;
+     * where from[l] < 0 it stays as it is. */
+    void (*rearrange)(int w, const int64_t *from, const float *x, float *y);
 
     /* NCHW (any strides, in floats) -> rows [h0, h1) of one block; `channels` <= b are real, the rest 0 */
     void (*pack)(int channels, int h0, int h1, int w, const float *x, int64_t x_c, int64_t x_h, int64_t x_w,

@@ -14,9 +14,10 @@ CS_INLINE void depthwise_tile(const int np, const cs_depthwise *p, const float *
             for (int i = 0; i < np; i++)
                 acc[i] += v_load(xr + i * p->x_px) * wv;
         }
+    const vf low = v_set(p->activation.low), high = v_set(p->activation.high);
 #pragma GCC unroll 8
     for (int i = 0; i < np; i++)
-        v_store(y + i * CS_VL, v_activate(acc[i], p->activation));
+        v_store(y + i * CS_VL, v_clip(acc[i], low, high));
 }
 
 static void depthwise(const cs_depthwise *p, int block, int oh0, int oh1, const float *x,
@@ -35,5 +36,6 @@ static void depthwise(const cs_depthwise *p, int block, int oh0, int oh1, const 
             depthwise_tile(2, p, xr + ow * p->x_px, w, b, yr + (int64_t)ow * CS_VL);
         for (; ow < p->ow; ow++)
             depthwise_tile(1, p, xr + ow * p->x_px, w, b, yr + (int64_t)ow * CS_VL);
+        follow_curve(&p->activation, p->ow, yr, CS_VL);
     }
 }

@@ -1,9 +1,14 @@
 /* All kernels of one instruction set, and its table. Included by isa_*.c. */
 #include "vec.h"
 
+#include "math.tmpl.h"
+
+#include "activation.tmpl.h"
+
 #include "conv.tmpl.h"
 #include "depthwise.tmpl.h"
 #include "layout.tmpl.h"
+#include "norm.tmpl.h"
 #include "peak.tmpl.h"
 #include "pointwise.tmpl.h"
 #include "pool.tmpl.h"
@@ -26,9 +31,16 @@ const cs_kernels CS_CAT(cs_kernels_, CS_ISA) = {
     .max_pool = max_pool,
     .avg_pool = avg_pool,
     .global_avg_pool = global_avg_pool,
+    .global_max_pool = global_max_pool,
     .scale_shift = scale_shift,
-    .add = add,
+    .prelu = prelu,
+    .arithmetic = arithmetic,
+    .activate = activate,
+    .layer_norm = layer_norm,
+    .lrn = lrn,
     .softmax = softmax,
+    .log_softmax = log_softmax,
+    .rearrange = rearrange,
     .pack = pack,
     .unpack = unpack,
     .peak = peak,

@@ -79,23 +79,23 @@ static void to_nchw(const cs_task *task, const cs_tensor *t, const float *x, flo
     }
 }
 
-static void concat(const cs_kernels *k, const cs_tensor *tx, const cs_tensor *ty, int first,
-                   const float *x, float *y) {
-    const int b = k->block;
-    if (first % b == 0) {   /* whole blocks; what lies beyond the last channel is written later */
-        for (int p = 0; p < planes(tx, b); p++)
-            for (int h = 0; h < tx->height; h++)
-                memcpy(y + (first / b + p) * ty->plane + h * ty->row, x + p * tx->plane + h * tx->row,
-                       sizeof(float) * tx->width * b);
-        return;
-    }
-    for (int c = 0; c < tx->channels; c++) {
-        const float *xc = x + c / b * tx->plane + c % b;
-        float *yc = y + (first + c) / b * ty->plane + (first + c) % b;
-        for (int h = 0; h < tx->height; h++)
-            for (int w = 0; w < tx->width; w++)
-                yc[h * ty->row + (int64_t)w * b] = xc[h * tx->row + (int64_t)w * b];
-    }
+/* row h of one block of y; x and y at their first pixels */
+static void pad(const cs_pad *p, const cs_tensor *tx, const cs_tensor *ty, int block_floats, int h,
+                const float *x, float *y) {
+    const int inside = h >= p->top && h - p->top < tx->height;
+    const int first = p->left < 0 ? 0 : p->left;
+    const int end = p->left + tx->width < ty->width ? p->left + tx->width : ty->width;
+    y += h * ty->row;
+    if (inside)
+        memcpy(y + (int64_t)first * block_floats,
+               x + (h - p->top) * tx->row + (int64_t)(first - p->left) * block_floats,
+               sizeof(float) * (end - first) * block_floats);
+    const int64_t before = (int64_t)(inside ? first : ty->width) * block_floats;
+    for (int64_t i = 0; i < before; i++)
+        y[i] = p->value;
+    if (inside)
+        for (int64_t i = (int64_t)end * block_floats; i < (int64_t)ty->width * block_floats; i++)
+            y[i] = p->value;
 }
 
 /* The lines of all tiles, one tile after the other: threads take different output channels first,
@@ -200,7 +200,8 @@ static void by_rows(const cs_task *task, const cs_op *op, int64_t i) {
     const float *r = op->r < 0 ? NULL : pixels(task, op->r, i);
     float *y = pixels(task, op->y, i);
     const int height = ty->height;
-    const span part = share(task, (int64_t)planes(ty, k->block) * height);
+    const int blocks = op->kind == CS_REARRANGE ? op->as.rearrange.blocks : planes(ty, k->block);
+    const span part = share(task, (int64_t)blocks * height);
     for (int b = (int)(part.from / height); (int64_t)b * height < part.to; b++) {
         const int64_t start = (int64_t)b * height;
         const int h0 = part.from > start ? (int)(part.from - start) : 0;
@@ -218,12 +219,35 @@ static void by_rows(const cs_task *task, const cs_op *op, int64_t i) {
         case CS_GLOBAL_AVG_POOL:
             k->global_avg_pool(tx->height, tx->width, tx->row, x + b * tx->plane, y + b * ty->plane);
             break;
+        case CS_GLOBAL_MAX_POOL:
+            k->global_max_pool(tx->height, tx->width, tx->row, x + b * tx->plane, y + b * ty->plane);
+            break;
         case CS_SCALE_SHIFT:
             k->scale_shift(&op->as.pointwise, b, h0, h1, x, op->weight + b * k->block,
                            op->bias + b * k->block, y);
             break;
-        case CS_ADD:
-            k->add(&op->as.pointwise, b, h0, h1, x, r, y);
+        case CS_PRELU:
+            k->prelu(&op->as.pointwise, b, h0, h1, x, op->weight + b * k->block, y);
+            break;
+        case CS_ARITHMETIC:
+            k->arithmetic(&op->as.pointwise, b, h0, h1, x, r, y);
+            break;
+        case CS_ACTIVATE:
+            for (int h = h0; h < h1; h++)
+                k->activate(&op->as.activation, ty->width, x + b * tx->plane + h * tx->row, tx->px,
+                            y + b * ty->plane + h * ty->row, ty->px);
+            break;
+        case CS_LRN:
+            k->lrn(&op->as.norm, b, h0, h1, x, y);
+            break;
+        case CS_REARRANGE:
+            for (int h = h0; h < h1; h++)
+                k->rearrange(ty->width, op->as.rearrange.from + b * k->block, x + h * tx->row,
+                             y + (op->as.rearrange.block + b) * ty->plane + h * ty->row);
+            break;
+        case CS_PAD:
+            for (int h = h0; h < h1; h++)
+                pad(&op->as.pad, tx, ty, k->block, h, x + b * tx->plane, y + b * ty->plane);
             break;
         default:
             assert(0);
@@ -231,10 +255,20 @@ static void by_rows(const cs_task *task, const cs_op *op, int64_t i) {
     }
 }
 
+static void softmax(const cs_kernels *k, int kind, const cs_tensor *tx, const float *x, float *y) {
+    if (tx->plane != k->block) {   /* an image of one pixel with a halo: make it a row */
+        for (int p = 0; p < planes(tx, k->block); p++)
+            memcpy(y + p * k->block, x + p * tx->plane, sizeof(float) * k->block);
+        x = y;
+    }
+    (kind == CS_SOFTMAX ? k->softmax : k->log_softmax)(tx->channels, x, y);
+}
+
 static void one_image(const cs_task *task, const cs_op *op, int64_t i) {
     const cs_plan *plan = task->plan;
     const cs_tensor *tx = &plan->tensors[op->x];
     const float *x = pixels(task, op->x, i);
+    span rows;
     switch (op->kind) {
     case CS_STAGE:
         stage(task, tx, &plan->tensors[op->y], x, pixels(task, op->y, i));
@@ -246,13 +280,16 @@ static void one_image(const cs_task *task, const cs_op *op, int64_t i) {
         to_nchw(task, tx, x,
                 task->results[op->first] + i * ((int64_t)tx->channels * tx->height * tx->width));
         break;
-    case CS_CONCAT:
-        if (task->rank == 0)
-            concat(plan->kernels, tx, &plan->tensors[op->y], op->first, x, pixels(task, op->y, i));
+    case CS_LAYER_NORM:
+        /* by rows only: a pixel's channels are summed by one thread */
+        rows = share(task, tx->height);
+        plan->kernels->layer_norm(&op->as.norm, (int)rows.from, (int)rows.to, x, op->weight,
+                                  op->bias, pixels(task, op->y, i));
         break;
     case CS_SOFTMAX:
+    case CS_LOG_SOFTMAX:
         if (task->rank == 0)
-            plan->kernels->softmax(tx->channels, x, pixels(task, op->y, i));
+            softmax(plan->kernels, op->kind, tx, x, pixels(task, op->y, i));
         break;
     default:
         by_rows(task, op, i);

@@ -15,10 +15,17 @@ enum cs_op_kind {
     CS_MAX_POOL,
     CS_AVG_POOL,
     CS_GLOBAL_AVG_POOL,
+    CS_GLOBAL_MAX_POOL,
     CS_SCALE_SHIFT,
-    CS_ADD,
-    CS_CONCAT,      /* the channels of x go to y from channel `first` on */
+    CS_PRELU,
+    CS_ARITHMETIC,
+    CS_ACTIVATE,
+    CS_LAYER_NORM,
+    CS_LRN,
+    CS_REARRANGE,   /* channels of x to other channels of y: concatenation, slice, shuffle */
+    CS_PAD,         /* or crop */
     CS_SOFTMAX,
+    CS_LOG_SOFTMAX,
     CS_FLATTEN,
     CS_OUTPUT       /* x -> result `first`, NCHW */
 };
@@ -40,12 +47,29 @@ typedef struct cs_winograd_op {
     int32_t slots;          /* tiles a pass, at the most */
 } cs_winograd_op;
 
+/* Blocks block .. block + blocks of y; their lane l of block b comes from x[from[b * block size + l]],
+ * counted from x's first pixel, or stays as it is where that is negative. */
+typedef struct cs_rearrange {
+    int32_t block, blocks;
+    const int64_t *from;
+} cs_rearrange;
+
+/* Where x's first pixel goes in y; negative: rows and columns before it are left out. */
+typedef struct cs_pad {
+    int32_t top, left;
+    float value;            /* of the pixels of y that x has not */
+} cs_pad;
+
 typedef union cs_op_parameters {
     cs_conv conv;
     cs_winograd_op winograd;
     cs_depthwise depthwise;
     cs_pool pool;
     cs_pointwise pointwise;
+    cs_activation activation;
+    cs_norm norm;
+    cs_rearrange rearrange;
+    cs_pad pad;
 } cs_op_parameters;
 
 typedef struct cs_op {
@@ -54,7 +78,7 @@ typedef struct cs_op {
     int32_t first;
     int64_t x_start;        /* from the input's first pixel to where the first window starts */
     cs_op_parameters as;
-    const float *weight, *bias;     /* for CS_SCALE_SHIFT: scale and shift */
+    const float *weight, *bias;     /* for CS_SCALE_SHIFT: scale and shift, for CS_PRELU: slopes */
 } cs_op;
 
 /* The operations of level 0 run for groups of group[0] images, those of level 1 then for group[1]

@@ -41,6 +41,14 @@ static void avg_pool(const cs_pool *p, int block, int oh0, int oh1, const float 
     }
 }
 
+static void global_max_pool(int h, int w, int64_t row, const float *x, float *y) {
+    vf best = v_load(x);
+    for (int i = 0; i < h; i++)
+        for (int j = 0; j < w; j++)
+            best = v_max(best, v_load(x + i * row + (int64_t)j * CS_VL));
+    v_store(y, best);
+}
+
 static void global_avg_pool(int h, int w, int64_t row, const float *x, float *y) {
     vf sum = {0};
     for (int i = 0; i < h; i++)

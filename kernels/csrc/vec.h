@@ -9,6 +9,9 @@
 #include <string.h>
 
 #include "cs.h"
+#if defined(__SSE__)
+#include <immintrin.h>
+#endif
 
 #define CS_INLINE static inline __attribute__((always_inline))
 #define CS_CAT2(a, b) a##b
@@ -17,16 +20,62 @@
 /* aligned(4): numpy promises no more, and an unaligned load of aligned data costs nothing */
 typedef float vf __attribute__((vector_size(4 * CS_VL), aligned(4), may_alias));
 typedef int32_t vi __attribute__((vector_size(4 * CS_VL), aligned(4), may_alias));
+typedef uint32_t vu __attribute__((vector_size(4 * CS_VL), aligned(4), may_alias));
 
 CS_INLINE vf v_load(const float *p) { return *(const vf *)p; }
 CS_INLINE void v_store(float *p, vf v) { *(vf *)p = v; }
 CS_INLINE vf v_set(float x) { return x - (vf){0}; }
 /* lanes of a where the mask is set, else of b */
 CS_INLINE vf v_select(vi mask, vf a, vf b) { return (vf)((mask & (vi)a) | (~mask & (vi)b)); }
-/* NaN stays NaN in both, as in NumPy's maximum */
-CS_INLINE vf v_relu(vf v) { return (vf)((vi)v & ~(v <= (vf){0})); }
+/* NaN stays NaN, as in NumPy's maximum */
 CS_INLINE vf v_max(vf a, vf b) { return v_select((a >= b) | (a != a), a, b); }
+CS_INLINE vf v_abs(vf v) { return (vf)((vi)v & 0x7fffffff); }
 
-CS_INLINE vf v_activate(vf v, int activation) { return activation == CS_RELU ? v_relu(v) : v; }
+/* v held within [low, high]. NaN stays NaN: x86 takes the second operand where one of them is. */
+CS_INLINE vf v_clip(vf v, vf low, vf high) {
+#if defined(__AVX512F__) && CS_VL == 16
+    return (vf)_mm512_min_ps((__m512)high, _mm512_max_ps((__m512)low, (__m512)v));
+#elif defined(__AVX__) && CS_VL == 8
+    return (vf)_mm256_min_ps((__m256)high, _mm256_max_ps((__m256)low, (__m256)v));
+#elif defined(__SSE__) && CS_VL == 4
+    return (vf)_mm_min_ps((__m128)high, _mm_max_ps((__m128)low, (__m128)v));
+#else
+    v = v_select(low > v, low, v);
+    return v_select(high < v, high, v);
+#endif
+}
+
+/* the first n < CS_VL floats at p, the other lanes from `rest` */
+CS_INLINE vf v_load_part(const float *p, int64_t n, vf rest) {
+    float lanes[CS_VL];
+    v_store(lanes, rest);
+    memcpy(lanes, p, sizeof(float) * n);
+    return v_load(lanes);
+}
+
+/* the sum and the largest of all lanes, always in the same order */
+CS_INLINE float v_total(vf v) {
+    float lanes[CS_VL];
+    v_store(lanes, v);
+    for (int half = CS_VL / 2; half > 0; half /= 2)
+        for (int i = 0; i < half; i++)
+            lanes[i] += lanes[i + half];
+    return lanes[0];
+}
+
+CS_INLINE float v_largest(vf v) {
+    float top = v[0];
+    for (int i = 1; i < CS_VL; i++)
+        top = v[i] > top ? v[i] : top;
+    return top;
+}
+
+/* lanes below n */
+CS_INLINE vi v_first(int n) {
+    vi lane;
+    for (int i = 0; i < CS_VL; i++)
+        lane[i] = i;
+    return lane < n;
+}
 
 #endif

@@ -82,7 +82,7 @@ CS_INLINE void winograd_input_tile(const int m, const float *x, int64_t x_row, i
 
 /* One tile of one block; y and r at its first pixel, of which rows x columns lie in the output. */
 CS_INLINE void winograd_output_tile(const int m, const float *mm, int64_t m_coefficient, vf bias,
-                                    int activation, const float *r, int64_t r_row, float *y,
+                                    const cs_activation *f, const float *r, int64_t r_row, float *y,
                                     int64_t y_row, int rows, int columns) {
     const int n = m + 2;
     vf t[24], out[16];
@@ -106,13 +106,16 @@ CS_INLINE void winograd_output_tile(const int m, const float *mm, int64_t m_coef
             winograd_at4(t + i * n, 1, out + i * m, 1);
         else
             winograd_at2(t + i * n, 1, out + i * m, 1);
-    for (int i = 0; i < m && i < rows; i++)
+    const vf low = v_set(f->low), high = v_set(f->high);
+    for (int i = 0; i < m && i < rows; i++) {
         for (int j = 0; j < m && j < columns; j++) {
             vf value = out[i * m + j] + bias;
             if (r)
                 value += v_load(r + i * r_row + j * CS_VL);
-            v_store(y + i * y_row + j * CS_VL, v_activate(value, activation));
+            v_store(y + i * y_row + j * CS_VL, v_clip(value, low, high));
         }
+        follow_curve(f, m < columns ? m : columns, y + i * y_row, CS_VL);
+    }
 }
 
 /* where tile number `tile` of the image begins */
@@ -151,10 +154,10 @@ static void winograd_output(const cs_winograd *p, int block, int blocks, int fir
             const float *residual =
                 r ? r + (block + b) * p->r_block + h * p->r_row + (int64_t)w * CS_VL : NULL;
             if (p->m == 4)
-                winograd_output_tile(4, in, coefficient, shift, p->activation, residual, p->r_row,
+                winograd_output_tile(4, in, coefficient, shift, &p->activation, residual, p->r_row,
                                      out, p->y_row, p->oh - h, p->ow - w);
             else
-                winograd_output_tile(2, in, coefficient, shift, p->activation, residual, p->r_row,
+                winograd_output_tile(2, in, coefficient, shift, &p->activation, residual, p->r_row,
                                      out, p->y_row, p->oh - h, p->ow - w);
         }
 }
