@@ -110,6 +110,12 @@ def _check_fit(model: Model, data: Dataset) -> None:
         raise DatasetError(
             f"the model has {len(model.output_names)} outputs; eval needs exactly one"
         )
+    (output,) = model.graph.outputs.values()
+    if model.graph.shape(output) != (len(data.labels),):
+        raise DatasetError(
+            f"the model gives {'×'.join(map(str, model.graph.shape(output)))} scores an image, "
+            f"{data.name} has {len(data.labels)} classes"
+        )
 
 
 def _predict(model: Model, images: Split, batch_size: int) -> NDArray[np.int64]:

@@ -205,11 +205,14 @@ class _Run:
         self, params: Mapping[str, Array], epoch: int, validation: float | None, test: float | None
     ) -> ModelFile:
         dataset, record = self.dataset, self.history[epoch - 1]
-        reached = {"train": record.train_accuracy, "validation": validation, "test": test}
+        reached = {"test": test, "validation": validation, "train": record.train_accuracy}
+        part = next(part for part, value in reached.items() if value is not None)
         provenance = {
             "data": dataset.name,
             "images": len(dataset.train),
-            "accuracy": {part: value for part, value in reached.items() if value is not None},
+            "accuracy": reached[part],
+            "accuracy_on": part,
+            "validation_accuracy": validation,
             "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "epoch": epoch,
             "epochs": self.config.epochs,

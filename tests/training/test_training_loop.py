@@ -109,7 +109,7 @@ def test_it_learns_and_says_what_it_did(tmp_path):
     assert loaded.labels == data.labels
     assert loaded.preprocessing == data.preprocessing
     told = loaded.provenance
-    assert told["accuracy"]["test"] == result.test_accuracy
+    assert (told["accuracy"], told["accuracy_on"]) == (result.test_accuracy, "test")
     assert (told["data"], told["command"], told["epochs"], told["seed"]) == ("bars", "x", 4, 0)
     assert told["convserve"] == convserve.__version__
     assert told["config"]["lr"] == 0.05

@@ -1,0 +1,117 @@
+"""`convserve eval`: exact figures, and no figure where model and data do not fit."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import numpy as np
+import pytest
+
+from convserve import layers
+from convserve.cli import main
+from convserve.graph import Graph
+from convserve.model_file import ModelFile, Preprocessing, save
+
+LABELS = ("0", "1", "2")
+
+
+def convserve(*args):
+    with pytest.raises(SystemExit) as ended:
+        main([*map(str, args)])
+    return ended.value.code
+
+
+def model(path, labels=LABELS, preprocessing=True, outputs=1, side=2):
+    """The class is the brightest of the first three pixels."""
+    g = Graph((1, side, 2))
+    g.add(layers.Flatten())
+    g.add(layers.Affine(3, bias=False))
+    if outputs == 2:
+        g.set_output("affine1", "a")
+        g.set_output("flatten1", "b")
+    weight = np.eye(3, side * 2, dtype=np.float32)
+    made = Preprocessing(side, 2, "grey", (0.5,), (0.5,)) if preprocessing else None
+    save(path, ModelFile(g, {"affine1.weight": weight}, labels, made, {}))
+    return path
+
+
+@pytest.fixture
+def data(tmp_path):
+    """20 images of class 0, all right; 10 of class 1, 4 wrong; 10 of class 2, all wrong."""
+    y = np.repeat([0, 1, 2], [20, 10, 10])
+    seen = np.concatenate([np.repeat([0, 1, 0], [20, 6, 4]), np.zeros(10, np.int64)])
+    x = np.zeros((40, 4), np.uint8)
+    x[np.arange(40), seen] = 200
+    np.savez(tmp_path / "data.npz", x=x.reshape(40, 2, 2), y=y)
+    return f"npz:{tmp_path / 'data.npz'}"
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 256])
+def test_the_table_and_the_last_line(tmp_path, data, capsys, batch_size):
+    path = model(tmp_path / "m.npz")
+    args = ("--data", data, "--split", "train", "--batch-size", batch_size)
+    assert convserve("eval", path, *args) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == "accuracy 65.00 %"
+    rows = [re.findall(r"[\d.]+", line) for line in lines if "│" in line]
+    assert rows == [
+        ["0", "20", "20", "100.00"],
+        ["1", "10", "6", "60.00"],
+        ["2", "10", "0", "0.00"],
+    ]
+
+
+def test_json(tmp_path, data, capsys):
+    path = model(tmp_path / "m.npz")
+    assert convserve("eval", path, "--data", data, "--split", "train", "--json") == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["accuracy"] == 0.65
+    assert (report["images"], report["correct"], report["split"]) == (40, 26, "train")
+    assert report["classes"][1] == {"label": "1", "images": 10, "correct": 6, "accuracy": 0.6}
+
+
+def test_the_validation_split_is_that_of_train(tmp_path, data, capsys):
+    path = model(tmp_path / "m.npz")
+    for split, images in (("validation", 20), ("train", 20)):
+        args = ("--split", split, "--validation", 0.5, "--seed", 3, "--json")
+        assert convserve("eval", path, "--data", data, *args) == 0
+        assert json.loads(capsys.readouterr().out)["images"] == images
+    assert convserve("eval", path, "--data", data, "--split", "validation", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["images"] == 4
+
+
+@pytest.mark.parametrize(
+    ("options", "args", "message"),
+    [
+        ({"labels": ("a", "b", "c")}, (), "the model's classes are a, b, c, those of"),
+        ({"preprocessing": False}, (), "the model has no preprocessing"),
+        ({"side": 3}, (), r"takes images of (1, 3, 2) (channels, height, width), those of"),
+        ({"outputs": 2}, (), "2 outputs; eval needs exactly one"),
+        ({}, ("--split", "test"), "has no test images; choose another --split"),
+    ],
+)
+def test_what_does_not_fit_gets_no_figure(tmp_path, data, capsys, options, args, message):
+    path = model(tmp_path / "m.npz", **options)
+    assert convserve("eval", path, "--data", data, "--split", "train", *args) == 1
+    streams = capsys.readouterr()
+    assert message in streams.err
+    assert "accuracy" not in streams.out
+
+
+def test_without_labels_the_number_of_classes_must_fit(tmp_path, data, capsys):
+    path = model(tmp_path / "m.npz", labels=None)
+    assert convserve("eval", path, "--data", data, "--split", "train") == 0
+    with np.load(data.removeprefix("npz:")) as arrays:
+        x, y = arrays["x"], arrays["y"].copy()
+    y[:5] = 3
+    np.savez(tmp_path / "four.npz", x=x, y=y)
+    args = ("--data", f"npz:{tmp_path / 'four.npz'}", "--split", "train")
+    capsys.readouterr()
+    assert convserve("eval", path, *args) == 1
+    assert "3 scores an image, npz:four.npz has 4 classes" in capsys.readouterr().err
+
+
+def test_a_missing_model_is_one_line(tmp_path, capsys):
+    assert convserve("eval", tmp_path / "absent.npz") == 1
+    assert capsys.readouterr().err.count("\n") == 1
