@@ -18,7 +18,7 @@ from cython.parallel cimport prange
 
 from libc.stdint cimport int64_t
 from libc.stdlib cimport free, malloc
-from libc.string cimport memcpy
+from libc.string cimport memcpy, memset
 
 from convserve.kernels._activation cimport described
 from convserve.kernels._core cimport Buffer, cs_kernels, table
@@ -170,7 +170,7 @@ cdef class PackedConv:
 
     cdef void transfer(self, float *oihw, float *packed, bint unpack) noexcept nogil:
         cdef int per_group = self.filters // self.groups, depth = self.channels // self.groups
-        cdef int t, plane, kh, kw, tap, k, lane, o, c, inner
+        cdef int t, plane, kh, kw, tap, k, lane, o, c, inner, first, end
         cdef const cs_conv_tile *tile
         cdef float *place
         for t in range(self.conv.tiles):
@@ -182,18 +182,21 @@ cdef class PackedConv:
                         for k in range(inner):
                             c = plane if self.planar else plane * self.block + k
                             tap = k if self.row_taps > 1 else kw
-                            for lane in range(tile.blocks * self.block):
+                            # the filters of this channel's group
+                            first = c // depth * per_group - tile.block * self.block
+                            end = min(first + per_group, tile.blocks * self.block)
+                            first = max(first, 0)
+                            if not unpack:
+                                memset(packed, 0, tile.blocks * self.block * sizeof(float))
+                            for lane in range(first, end):
                                 o = tile.block * self.block + lane
-                                if o < self.filters and c // depth == o // per_group:
-                                    place = oihw + tap + self.kw * (
-                                        (<int64_t>o * depth + c % depth) * self.kh + kh)
-                                    if unpack:
-                                        place[0] = packed[0]
-                                    else:
-                                        packed[0] = place[0]
-                                elif not unpack:
-                                    packed[0] = 0
-                                packed += 1
+                                place = oihw + tap + self.kw * (
+                                    (<int64_t>o * depth + c % depth) * self.kh + kh)
+                                if unpack:
+                                    place[0] = packed[lane]
+                                else:
+                                    packed[lane] = place[0]
+                            packed += tile.blocks * self.block
 
     def bench(self, images=1, threads=1, seconds=0.2):
         """GFLOP/s of the convolution alone, on `images` packed images, the best of many rounds."""

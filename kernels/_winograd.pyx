@@ -29,6 +29,25 @@ G = {
 }
 
 
+cdef int _transform(const float[:, :, :, ::1] w, const double[:, ::1] g, float[:, :, ::1] u) except -1:
+    """u[i * n + j][o][c] = (g w[o][c] g')[i][j]; not by BLAS, whose threads would spin beside ours."""
+    cdef Py_ssize_t o, c, n = g.shape[0], i, j, k
+    cdef double half[6][3]
+    cdef double value
+    with nogil:
+        for o in range(w.shape[0]):
+            for c in range(w.shape[1]):
+                for i in range(n):
+                    for k in range(3):
+                        half[i][k] = g[i, 0] * w[o, c, 0, k] + g[i, 1] * w[o, c, 1, k]
+                        half[i][k] += g[i, 2] * w[o, c, 2, k]
+                for i in range(n):
+                    for j in range(n):
+                        value = half[i][0] * g[j, 0] + half[i][1] * g[j, 1]
+                        u[i * n + j, o, c] = <float>(value + half[i][2] * g[j, 2])
+    return 0
+
+
 cdef class PackedWinograd:
     """weight: float32[O, C, 3, 3], bias: float32[O] or None, for images of height x width with
     `padding`, stride 1. m: outputs a tile, 2 or 4. Raises ShapeError for any other filter."""
@@ -47,9 +66,8 @@ cdef class PackedWinograd:
                                   planar=False)
         self.coefficient = self.product.weight_floats
         self.weights = Buffer(n * self.coefficient)
-        u = np.einsum("ij,ocjk,lk->iloc", G[m], weight.astype(np.float64), G[m], optimize=True)
-        u = u.reshape(n, *weight.shape[:2])
-        cdef float[:, :, ::1] packed = np.ascontiguousarray(u, np.float32)
+        cdef float[:, :, ::1] packed = np.empty((n, *weight.shape[:2]), np.float32)
+        _transform(np.ascontiguousarray(weight), G[m], packed)
         for i in range(n):
             self.product.transfer(&packed[i, 0, 0], self.weights.data + i * self.coefficient, False)
         # the layer's bias, then as many zeros for the products
