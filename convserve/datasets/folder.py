@@ -77,10 +77,12 @@ def load_folder(
     count = len(parts[0].paths)
     train = Split(pixels[:count], parts[0].y)
     test = Split(pixels[count:], parts[1].y) if two_levels else None
-    origin = "as asked for" if image_size else "the first image's size; image size sets another"
+    origin = (
+        "as asked for" if image_size else "the size of the first; set an image size for another"
+    )
     notes = [f"every image is brought to {height}×{width} pixels ({origin})"]
     if ignored := sum(part.ignored for part in parts):
-        notes.append(f"{ignored} files that are not images by their names were left out")
+        notes.append(f"files left out, as their names have no image's suffix: {ignored}")
     return build(name, train, test, labels, validation=validation, seed=seed, notes=tuple(notes))
 
 

@@ -108,6 +108,8 @@ class _Run:
         for path, error in ((out, ModelFileError), (checkpoint_path, CheckpointError)):
             if path is not None:
                 check_writable(path, error)
+        if out is not None and checkpoint_path is not None and _same(out, checkpoint_path):
+            raise CheckpointError(f"{out}: the model and the checkpoint can't be the same file")
         self.graph, self.dataset, self.config = graph, dataset, config
         self.out, self.checkpoint_path = out, checkpoint_path
         self.progress, self.provenance = progress, provenance
@@ -280,6 +282,10 @@ def _check_fit(graph: Graph, dataset: Dataset, config: TrainConfig) -> None:
         raise TrainingError(
             f"batch_size {config.batch_size} is more than the {len(dataset.train)} training images"
         )
+
+
+def _same(a: Path, b: Path) -> bool:
+    return a.resolve() == b.resolve()
 
 
 def check_writable(path: Path, error: type[Exception]) -> None:

@@ -41,7 +41,7 @@ def test_grey_pngs_in_two_levels(tmp_path):
     assert (data.train.x[:, 0] == np.concatenate([pixels["train", c] for c in CLASSES])).all()
     assert (data.test.x[:, 0] == np.concatenate([pixels["test", c] for c in CLASSES])).all()
     assert data.train.y.tolist() == [0] * 4 + [1] * 4 + [2] * 4
-    assert "6×5 pixels (the first image's size" in data.notes[0]
+    assert "6×5 pixels (the size of the first;" in data.notes[0]
 
 
 def test_colour_pngs_in_one_level_with_validation(tmp_path):
@@ -87,7 +87,7 @@ def test_other_and_hidden_files_are_left_out_and_counted(tmp_path):
     (tmp_path / "train" / ".cache").mkdir()
     data = datasets.load(f"folder:{tmp_path}")
     assert len(data.train) == 12
-    assert "1 files that are not images" in data.notes[1]
+    assert data.notes[1].endswith("suffix: 1")
 
 
 def test_unreadable_files_are_listed_and_stop_everything(tmp_path):
@@ -108,7 +108,7 @@ def test_a_long_list_of_unreadable_files_is_cut(tmp_path):
             (tmp_path / name / f"{i}.png").write_bytes(b"no")
     with pytest.raises(DatasetError, match="nor can any other"):
         datasets.load(f"folder:{tmp_path}")
-    with pytest.raises(DatasetError, match="15 of 15 images can't be read.*and 5 more"):
+    with pytest.raises(DatasetError, match=r"15 of 15 images can't be read.*and 5 more"):
         datasets.load(f"folder:{tmp_path}", image_size=(4, 4))
 
 

@@ -77,12 +77,12 @@ def test_missing_files(tmp_path):
         datasets.load(f"mnist:{tmp_path}")
     write_mnist(tmp_path)
     (tmp_path / "t10k-labels-idx1-ubyte").unlink()
-    with pytest.raises(DatasetError, match="t10k-labels-idx1-ubyte .* is missing"):
+    with pytest.raises(DatasetError, match=r"t10k-labels-idx1-ubyte .* is missing"):
         datasets.load(f"mnist:{tmp_path}")
 
 
 def test_images_and_labels_must_be_as_many(tmp_path):
     write_mnist(tmp_path)
     (tmp_path / "train-labels-idx1-ubyte").write_bytes(idx(Y[:-1]))
-    with pytest.raises(DatasetError, match="20 images .* 19 labels"):
+    with pytest.raises(DatasetError, match=r"20 images .* 19 labels"):
         datasets.load(f"mnist:{tmp_path}")

@@ -304,6 +304,12 @@ def test_places_that_can_not_be_written_are_found_out_first(tmp_path):
             train(small_net(), made_data(), checkpoint=out, progress=Never())
 
 
+def test_model_and_checkpoint_must_be_two_files(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CheckpointError, match="can't be the same file"):
+        train(small_net(), made_data(), out="m.npz", checkpoint=tmp_path / "m.npz")
+
+
 def test_a_disk_that_fails_leaves_the_previous_checkpoint(tmp_path, monkeypatch):
     state = tmp_path / "state.npz"
 
