@@ -4,6 +4,7 @@
 
 PYTHON ?= python3
 VENV ?= .venv
+BENCH_VENV ?= .venv-bench
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
@@ -13,12 +14,12 @@ KERNELS := $(wildcard kernels/*.pyx kernels/*.pxd kernels/csrc/*.[ch])
 PACKAGING := setup.py pyproject.toml \
 	$(wildcard protos/*.proto clients/python/pyproject.toml clients/python/setup.py)
 
-.PHONY: help build test demo lint bench-layers clean distclean
+.PHONY: help build test demo lint bench bench-quick bench-layers clean distclean
 .DELETE_ON_ERROR:
 
 help:  ## show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
-	@echo 'Variables: PYTHON=python3.12 (to make the environment with), VENV=.venv'
+	@echo 'Variables: PYTHON=python3.12 (to make the environment with), VENV=.venv, BENCH_ARGS=…'
 
 build: $(VENV)/.installed  ## make the environment, compile, install
 
@@ -34,6 +35,15 @@ lint: $(VENV)/.installed-dev  ## format check, linters, types
 	$(BIN)/cython-lint kernels
 	$(BIN)/mypy
 
+# What we are compared with stays in an environment of its own.
+bench: $(VENV)/.installed-onnx $(BENCH_VENV)/.installed  ## beside five other engines, into docs/benchmarks.md
+	$(BENCH_VENV)/bin/python -m benchmarks.run --convserve $(BIN)/python \
+		--docs docs/benchmarks.md $(BENCH_ARGS)
+
+bench-quick: $(VENV)/.installed-onnx $(BENCH_VENV)/.installed  ## a few minutes of it, on the terminal
+	$(BENCH_VENV)/bin/python -m benchmarks.run --convserve $(BIN)/python --quick \
+		--results runs/bench-quick/results.jsonl $(BENCH_ARGS)
+
 bench-layers: $(VENV)/.installed  ## GFLOP/s of convolution layers, beside the measured peak
 	$(BIN)/convserve bench --layers
 
@@ -43,7 +53,7 @@ clean:  ## remove what was built or drawn; the environment stays
 	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -exec rm -rf {} +
 
 distclean: clean  ## remove the environment too
-	rm -rf $(VENV) *.egg-info clients/python/src/*.egg-info
+	rm -rf $(VENV) $(BENCH_VENV) *.egg-info clients/python/src/*.egg-info
 
 # The checks turn three puzzling failures, minutes later, into one line now.
 $(BIN)/python:
@@ -71,4 +81,9 @@ $(VENV)/.installed: $(VENV)/.build-tools $(PACKAGING) $(KERNELS)
 # Already installed, so that pip adds no more than the extra's requirements.
 $(VENV)/.installed-%: $(VENV)/.installed
 	$(PIP) install --quiet 'convserve[$*]'
+	touch $@
+
+$(BENCH_VENV)/.installed: benchmarks/requirements.txt
+	$(PYTHON) -m venv $(BENCH_VENV)
+	$(BENCH_VENV)/bin/python -m pip --disable-pip-version-check install --quiet -r $<
 	touch $@
