@@ -88,14 +88,15 @@ def _machine(run: Run, rows: Sequence[Row]) -> str:
     named = [f"{TITLES[name]} {versions[name]}" for name in (*PEERS, OURS) if name in versions]
     peaks = [peak for row in rows if row.threads == 1 for peak in row.peak]
     measured = f", {max(peaks):.0f} GFLOP/s a core measured" if peaks else ""
+    without = "" if run.slow_settings else ", without those that are slow to prepare"
     return f"""\
 {run.cpu}, {run.cores} cores{measured}; {run.date}. {"; ".join(named)}. float32 throughout.
 
 Every contestant runs in a process of its own, which stands still while another is timed. In each
 of {run.rounds} rounds each is timed for {run.seconds} s, in a new order, with inputs that differ
 at every call. Figures are medians; a ratio is the median (least–greatest) of the ratios within the
-rounds. Every contestant takes the fastest of its documented settings, or the first in a quick run;
-its output was compared with ONNX Runtime's first. Losses stay in the tables. The peak is that of
+rounds. Every contestant takes the fastest of its documented settings{without}; its output was
+compared with ONNX Runtime's first. Losses stay in the tables. The peak is that of
 multiply-adds, measured in each round; Winograd's convolutions need fewer of them."""
 
 

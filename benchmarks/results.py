@@ -23,7 +23,7 @@ class Run:
     date: str
     rounds: int
     seconds: float
-    all_settings: bool
+    slow_settings: bool
 
 
 def describe_cpu() -> str:

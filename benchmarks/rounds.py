@@ -28,7 +28,7 @@ class Plan:
     contestants: Sequence[str]
     rounds: int
     seconds: float
-    all_settings: bool
+    slow_settings: bool
     python: Path
     our_python: Path
     folder: Path
@@ -56,7 +56,7 @@ def measure(kind: str, network: Network, batch: int, threads: int, plan: Plan) -
             stack.callback(worker.close)
             try:
                 answer = worker.ask(
-                    "load", job=job, all_settings=plan.all_settings,
+                    "load", job=job, slow_settings=plan.slow_settings,
                     single=name in PEERS and threads > 1 and network.macs * batch < TINY_MACS,
                 )  # fmt: skip
             except WorkerError as error:

@@ -32,7 +32,7 @@ def options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     names = lambda text: [part for part in text.split(",") if part]  # noqa: E731
     counts = lambda text: [int(part) for part in text.split(",")]  # noqa: E731
     add = parser.add_argument
-    add("--models", type=names, default=list(NETWORKS), metavar="A,B", help="'' for none")
+    add("--models", type=names, metavar="A,B", help="'' for none; " + ",".join(NETWORKS))
     add("--layers", nargs="*", type=Path, metavar="FILE", help=f"files of layers [{SHAPES}/*.txt]")
     add("--no-layers", action="store_true", help="models only")
     add("--peers", type=names, default=list(PEERS), metavar="A,B", help=",".join(PEERS))
@@ -44,23 +44,27 @@ def options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         help="of models; layers take the most",
     )
     add("--batches", type=counts, metavar="N,N", help="[1,32,256 up to 32 pixels, 1,8 above]")
-    add("--rounds", type=int, default=11)
-    add("--seconds", type=float, default=0.3, help="of each contestant in a round")
-    add("--quick", action="store_true", help="five models, 2 threads, default settings, 3 rounds")
-    add("--resume", action="store_true", help="go on with the results file; skip its rows")
+    add("--rounds", type=int, help="[11; 3 if quick]")
+    add("--seconds", type=float, help="of each contestant in a round [0.3; 0.15 if quick]")
+    add("--quick", action="store_true", help="five models, no layers, most threads, few rounds")
+    add("--resume", action="store_true", help="go on with the results file: skip its rows")
+    add("--update", action="store_true", help="keep the results file: measure rows of it again")
     add("--convserve", type=Path, default=Path(sys.executable), metavar="PYTHON",
         help="the interpreter that has convserve")  # fmt: skip
     add("--results", type=Path, default=Path("runs/bench/results.jsonl"))
     add("--docs", type=Path, help="write the Markdown report here, and its plot beside it")
     given = parser.parse_args(arguments)
+    if given.models is None:
+        given.models = list(QUICK_MODELS if given.quick else NETWORKS)
+    given.rounds = given.rounds or (3 if given.quick else 11)
+    given.seconds = given.seconds or (0.15 if given.quick else 0.3)
     for kind, known in (("models", NETWORKS), ("peers", PEERS)):
         if unknown := set(getattr(given, kind)) - set(known):
             parser.error(f"--{kind}: {', '.join(sorted(unknown))}; there are {', '.join(known)}")
     if min(*given.threads, *(given.batches or [1]), given.rounds) < 1 or given.seconds <= 0:
         parser.error("--threads, --batches, --rounds and --seconds must be above 0")
     if given.quick:
-        given.models = [name for name in QUICK_MODELS if name in given.models]
-        given.threads, given.rounds, given.seconds = [max(given.threads)], 3, 0.15
+        given.threads = [max(given.threads)]
         given.batches = given.batches or [1, 32]
         given.no_layers = given.no_layers or given.layers is None
     return given
@@ -103,10 +107,10 @@ def main() -> None:
         given.rounds, given.seconds, not given.quick,
     )  # fmt: skip
     done: set[tuple[str, str, int, int]] = set()
-    if given.resume and given.results.exists():
-        done = {row.key for row in results.read(given.results)[1]}
-    else:
+    if not (given.resume or given.update) or not given.results.exists():
         results.start(given.results, run)
+    elif given.resume:
+        done = {row.key for row in results.read(given.results)[1]}
     expected = read_expected(report.EXPECTED)
     for kind, network, batch, threads in cases(given, folder):
         if (kind, network.name, batch, threads) in done:
@@ -114,7 +118,7 @@ def main() -> None:
         began = time.monotonic()
         plan = Plan(
             contestants(kind, threads, given.peers), given.rounds, given.seconds,
-            run.all_settings, Path(sys.executable), given.convserve, folder,
+            run.slow_settings, Path(sys.executable), given.convserve, folder,
         )  # fmt: skip
         row = measure(kind, network, batch, threads, plan)
         results.append(given.results, row)
@@ -146,4 +150,7 @@ def show(row: Row, peers: Sequence[str], seconds: float) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit("interrupted; --resume goes on")

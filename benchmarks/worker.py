@@ -3,7 +3,7 @@
 Commands are JSON, one a line, on standard input; answers go to what was standard output, which
 the engines can't write to.
 
-    {"do": "load", "job": {...}, "all_settings": true, "single": false}
+    {"do": "load", "job": {...}, "slow_settings": true, "single": false}
                                                  {"setting": "...", "version": "...", ...}
     {"do": "check", "inputs": FILE, "outputs": FILE}     {}
     {"do": "time", "seconds": 0.3}                       {"rate": images/s}
@@ -41,13 +41,13 @@ class Worker:
     def __init__(self, contestant: str) -> None:
         self._module = contestants.load(contestant)
 
-    def load(self, job: dict[str, Any], all_settings: bool, single: bool) -> dict[str, Any]:
+    def load(self, job: dict[str, Any], slow_settings: bool, single: bool) -> dict[str, Any]:
         """single: try one thread as well, where more may cost more than they bring."""
         files = {key: Path(job[key]) for key in ("model", "folder")}
         self._job = Job(**{**job, **files, "input_shape": tuple(job["input_shape"])})
         self._pool = _inputs(self._job)
         failed: dict[str, str] = {}
-        name, self._run, rate = self._fastest(self._job, all_settings, failed)
+        name, self._run, rate = self._fastest(self._job, slow_settings, failed)
         if single:
             one, run, one_rate = self._fastest(replace(self._job, threads=1), False, failed)
             if one_rate > rate:
@@ -65,11 +65,11 @@ class Worker:
     def peak(self, threads: int) -> dict[str, Any]:
         return {"gflops": self._module.peak_gflops(threads)}
 
-    def _fastest(self, job: Job, every: bool, failed: dict[str, str]) -> tuple[str, Runner, float]:
+    def _fastest(self, job: Job, slow: bool, failed: dict[str, str]) -> tuple[str, Runner, float]:
         """Name, runner and images/s of the best setting; those that fail are noted."""
         settings: list[Setting] = self._module.settings(job)
         best: tuple[str, Runner, float] | None = None
-        for name, build in settings if every else settings[:1]:
+        for name, build in [s[:2] for s in settings if slow or not s.slow]:
             try:
                 run = build()
                 _rate(run, self._pool[:3], 0)  # builds what is built at the first call

@@ -1,7 +1,7 @@
-"""One module a contestant: the settings that its documentation recommends, each ready to build.
+"""One module a contestant: the settings that its documentation recommends, ready to build.
 
     version() -> str
-    settings(job) -> list[Setting]      # the first is the default; a quick run tries no other
+    settings(job) -> list[Setting]
 
 Where the best setting depends on the model (streams or one request, compiled or traced), all are
 listed, and the worker takes what is fastest before the rounds begin: a peer must be at its best.
@@ -36,10 +36,11 @@ class Job:
 
 
 class Setting(NamedTuple):
-    """Words for the report, and what makes the runner; one is alive at a time."""
+    """Words for the report, and what makes the runner; a quick run passes over slow ones."""
 
     name: str
     build: Callable[[], Runner]
+    slow: bool = False
 
 
 MODULES = {

@@ -24,7 +24,7 @@ def settings(job: Job) -> list[Setting]:
     return [
         Setting("jit optimize_for_inference, channels_last", lambda: _traced(job, True)),
         Setting("jit optimize_for_inference", lambda: _traced(job, False)),
-        Setting("compile (freezing), channels_last", lambda: _compiled(job)),
+        Setting("compile (freezing), channels_last", lambda: _compiled(job), slow=True),
     ]
 
 

@@ -6,7 +6,7 @@ from benchmarks import report, results
 from benchmarks.results import Run
 from benchmarks.statistics import Row
 
-RUN = Run("Some CPU", 2, "2026-01-31", rounds=3, seconds=0.3, all_settings=True)
+RUN = Run("Some CPU", 2, "2026-01-31", rounds=3, seconds=0.3, slow_settings=True)
 
 
 def model(name: str, ours: float, threads: int = 2) -> Row:
