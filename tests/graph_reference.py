@@ -58,6 +58,10 @@ def _size(
         case layers.Softmax() | layers.LogSoftmax():
             top = 2 * x.max(axis=1, keepdims=True) + 1 + np.log(x.shape[1])
             return np.broadcast_to(top, x.shape)
+        case layers.Conv2d(kernel_size=(3, 3)):
+            # Winograd tiles mix the terms of neighbouring pixels
+            out = _layer(op, sizes, own)
+            return np.broadcast_to(out.max(axis=(2, 3), keepdims=True), out.shape)
         case layers.Sub():
             return sizes[0] + sizes[1]
         case layers.PReLU():

@@ -39,7 +39,8 @@ def activation(op: layers.Operator, x: Array) -> Array:
             case layers.SiLU():
                 return x * sigmoid(x)
             case layers.GELU(approximate="tanh"):
-                return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+                # (1 + tanh(u)) / 2 = sigmoid(2 u), which does not cancel
+                return x * sigmoid(2 * math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))
             case layers.GELU():
                 return x * 0.5 * erfc(-x / math.sqrt(2))
             case layers.Tanh():

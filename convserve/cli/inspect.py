@@ -107,9 +107,9 @@ def _print_table(path: Path, model: ModelFile) -> None:
 def _operator(graph: Graph, row: LayerSummary) -> str:
     """The operator with what tells one convolution or pooling from another."""
     attributes = graph.node(row.name).op.attributes()
-    window = attributes.get("kernel_size") or attributes.get("size")
-    if window is None:
+    if "stride" not in attributes:
         return row.op
+    window = attributes.get("kernel_size") or attributes["size"]
     (h, w), (sh, sw) = window, attributes["stride"]
     stride = f" stride {sh}" if sh == sw else f" stride {sh}×{sw}"
     return f"{row.op} {h}×{w}{'' if (sh, sw) == (1, 1) else stride}"

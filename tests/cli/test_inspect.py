@@ -86,6 +86,26 @@ def test_branches_say_what_they_read(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert table["relu1"][0] == "relu"
 
 
+def test_every_operator_has_a_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    values = {"start": 0, "stop": 4, "groups": 2, "padding": 1, "size": 3, "out_features": 4}
+    g = Graph((4, 8, 8))
+    for name, cls in layers.operators().items():
+        given = {field: values[field] for field in cls.__dataclass_fields__ if field in values}
+        source = g.input_name
+        if name in ("affine", "softmax", "log_softmax"):
+            source = g.add(layers.Flatten(), source)
+        if name == "conv2d":
+            given = {"out_channels": 4, "kernel_size": 3}
+        elif name.endswith("_pool2d"):
+            given = {"size": 2} if "size" in given else {}
+        g.add(cls(**given), *[source] * (cls.arity or 2), name=f"{name}_layer")
+    save(tmp_path / "all.npz", ModelFile(g, g.initialise(0), None, None, {}))
+    assert inspect(tmp_path / "all.npz") == 0
+    table = rows(capsys.readouterr().out)
+    for name in layers.operators():
+        assert table[f"{name}_layer"][0].startswith(name)
+
+
 def test_json(lenet: tuple[Path, ModelFile], capsys: pytest.CaptureFixture[str]) -> None:
     path, model = lenet
     assert inspect(path, "--json") == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -283,6 +284,12 @@ def test_every_operator_is_drawn_and_has_a_name() -> None:
     assert drawn == set(layers.operators())
     for name, cls in layers.operators().items():
         assert cls.op == name and cls.prefix and cls.__name__ in layers.__all__
+
+
+def test_every_operator_is_documented() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "operators.md").read_text(encoding="utf-8")
+    for name, cls in layers.operators().items():
+        assert f"`{name}`" in text and f"`{cls.__name__}(" in text, name
 
 
 @given(OPERATORS)
