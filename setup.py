@@ -19,7 +19,8 @@ DEBUG = os.environ.get("CONVSERVE_DEBUG", "0") not in ("", "0")
 OPTIMISE = ["-O1", "-g", "-DCS_DEBUG=1"] if DEBUG else ["-O3", "-DNDEBUG"]
 # gnu11 and contraction: `a * b + c` may become one fused multiply-add where the set has one.
 CFLAGS = [
-    *OPTIMISE, "-std=gnu11", "-ffp-contract=fast", "-fno-math-errno", "-fPIC", "-Wall", "-Wno-psabi",
+    *OPTIMISE, "-std=gnu11", "-ffp-contract=fast", "-fno-math-errno", "-fPIC", "-Wall",
+    "-Wno-psabi",
 ]  # fmt: skip
 ISA_FLAGS = {"base": []}
 if platform.machine() in ("x86_64", "AMD64"):
@@ -57,7 +58,11 @@ def extension(name, sources=(), libraries=()):
 
 
 class BuildExt(build_ext):
-    """Builds the static libraries first, also for in-place and editable builds."""
+    """Builds the static libraries first, in-place and editable builds too; the rest in parallel."""
+
+    def finalize_options(self):
+        super().finalize_options()
+        self.parallel = self.parallel or os.cpu_count()
 
     def run(self):
         self.run_command("build_clib")
