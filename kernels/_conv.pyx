@@ -120,7 +120,8 @@ cdef void _unpack(PackedConv p, int block, const float *y, float *image) noexcep
     cdef int64_t pixels = <int64_t>p.conv.oh * p.conv.ow
     cdef int first = block * p.block
     p.kernels.unpack(min(p.block, p.filters - first), 0, p.conv.oh, p.conv.ow,
-                     y + first * pixels, p.conv.ow * p.block, image + first * pixels, pixels, p.conv.ow)
+                     y + first * pixels, p.conv.ow * p.block, image + first * pixels, pixels,
+                     p.conv.ow)
 
 
 cdef void _images(PackedConv p, const Source *s, int64_t first, int64_t end, int planes,
@@ -152,15 +153,17 @@ cdef void _parts(PackedConv p, const Source *s, int64_t i, int planes, int threa
 
 def _input_gradient(grad, x, weight, window, groups):
     """dx: the output's gradient, its pixels a stride apart, convolved with the rotated filters."""
-    n, c, h, w = x.shape
+    _, c, h, w = x.shape
     o, depth, kh, kw = weight.shape
     turned = weight.reshape(groups, o // groups, depth, kh, kw)[..., ::-1, ::-1]
     turned = turned.transpose(0, 2, 1, 3, 4).reshape(c, o // groups, kh, kw)
     reach_h, reach_w = window.dh * (kh - 1), window.dw * (kw - 1)
-    packed = PackedConv(turned, None, h + reach_h, w + reach_w, 1, 0, (window.dh, window.dw), groups)
+    packed = PackedConv(turned, None, h + reach_h, w + reach_w, dilation=(window.dh, window.dw),
+                        groups=groups)
     dx = np.empty(x.shape, np.float32)
     cdef Source source = _source(_whole_steps(grad), packed, reach_h - window.pt,
-                                 reach_w - window.pl, window.sh, window.sw, h + reach_h, w + reach_w)
+                                 reach_w - window.pl, window.sh, window.sw, h + reach_h,
+                                 w + reach_w)
     _run(packed, &source, dx)
     return dx
 
@@ -198,10 +201,11 @@ def _weight_gradient(grad, x, weight, window, groups):
             chunk = min(room, n - done)
             a.n = chunk
             for i in prange(chunk, num_threads=threads, schedule="guided"):
-                _stage_both(p, &s, &g, done + i, planes, g_planes, xs + i * x_floats, gs + i * g_floats)
+                _stage_both(p, &s, &g, done + i, planes, g_planes, xs + i * x_floats,
+                            gs + i * g_floats)
             for task in prange(tasks, num_threads=threads, schedule="dynamic"):
-                _tap_gradient(p, &a, task // (p.planes * taps), task // taps % p.planes, task % taps,
-                              xs, gs)
+                _tap_gradient(p, &a, task // (p.planes * taps), task // taps % p.planes,
+                              task % taps, xs, gs)
             done += chunk
         p.transfer(&dweight[0, 0, 0, 0], p.weights.data, True)
     release(scratch)

@@ -1,4 +1,4 @@
-"""The executor's Python face: `convserve.plan` describes tensors and operations, `run` walks them."""
+"""The executor's Python face: `convserve.plan` describes tensors and operations; `run` walks."""
 
 import numpy as np
 
@@ -194,15 +194,15 @@ cdef class Executor:
         cdef int block = self.plan.kernels.block
         r.block = first // block
         r.blocks = (first + len(sources) - 1) // block + 1 - r.block
-        table = np.full(r.blocks * block, -1, np.int64)
+        lanes = np.full(r.blocks * block, -1, np.int64)
         channels = np.asarray(sources, np.int64)
         skipped = first - r.block * block
-        table[skipped:skipped + len(channels)] = (
+        lanes[skipped:skipped + len(channels)] = (
             channels // block * self.tensors[x].plane + channels % block
         )
-        cdef const int64_t[::1] view = table
+        cdef const int64_t[::1] view = lanes
         r.from_ = &view[0]
-        self.kept.append(table)
+        self.kept.append(lanes)
 
     def pad(self, int level, int x, int y, int top, int left, float value):
         """x with its first pixel at row `top`, column `left` of y; negative: a crop."""
@@ -411,7 +411,8 @@ cdef class Executor:
         for i, out in enumerate(outs):
             flat = out.reshape(-1)
             results[i] = &flat[0]
-        used = [self.arenas.pop() if self.arenas else Buffer(self.arena_floats + self.scratch_floats)
+        floats = self.arena_floats + self.scratch_floats
+        used = [self.arenas.pop() if self.arenas else Buffer(floats)
                 for _ in range(threads)]
         for i, arena in enumerate(used):
             arenas[i] = arena.data

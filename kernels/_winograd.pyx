@@ -29,8 +29,9 @@ G = {
 }
 
 
-cdef int _transform(const float[:, :, :, ::1] w, const double[:, ::1] g, float[:, :, ::1] u) except -1:
-    """u[i * n + j][o][c] = (g w[o][c] g')[i][j]; not by BLAS, whose threads would spin beside ours."""
+cdef int _transform(const float[:, :, :, ::1] w, const double[:, ::1] g,
+                    float[:, :, ::1] u) except -1:
+    """u[i * n + j][o][c] = (g w[o][c] g')[i][j]; BLAS would do it, with threads that spin."""
     cdef Py_ssize_t o, c, n = g.shape[0], i, j, k
     cdef double half[6][3]
     cdef double value
