@@ -57,33 +57,53 @@ CS_INLINE vf lrn_squares(const cs_norm *p, int block, const float *x) {
     return left >= CS_VL ? square : v_select(v_first(left), square, (vf){0});
 }
 
-static void lrn(const cs_norm *p, int block, int h0, int h1, const float *x, float *y) {
-    float squares[3 * CS_VL];
-    for (int h = h0; h < h1; h++)
-        for (int w = 0; w < p->w; w++) {
-            const float *xp = x + h * p->x_row + (int64_t)w * CS_VL;
-            vf sum = {0};
-            if (p->after <= CS_VL) {
-                for (int i = 0; i < 3; i++)
-                    v_store(squares + i * CS_VL, lrn_squares(p, block + i - 1, xp));
-                for (int k = -p->before; k <= p->after; k++)
-                    sum += v_load(squares + CS_VL + k);
-            } else {
-                for (int l = 0; l < CS_VL; l++) {
-                    const int channel = block * CS_VL + l;
-                    const int first = channel < p->before ? 0 : channel - p->before;
-                    float total = 0;
-                    for (int c = first; c < p->channels && c - channel <= p->after; c++) {
-                        const float v = xp[c / CS_VL * p->x_plane + c % CS_VL];
-                        total += v * v;
-                    }
-                    sum[l] = total;
-                }
-            }
-            const vf power = v_exp(v_set(-p->beta) * v_log(v_set(p->bias) + v_set(p->alpha) * sum));
-            v_store(y + block * p->y_plane + h * p->y_row + (int64_t)w * CS_VL,
-                    v_load(xp + block * p->x_plane) * power);
+/* the sum of squares around each channel of a block, for a window wider than the blocks beside it */
+static vf lrn_wide(const cs_norm *p, int block, const float *x) {
+    vf sum = {0};
+    for (int l = 0; l < CS_VL; l++) {
+        const int channel = block * CS_VL + l;
+        float total = 0;
+        for (int c = channel < p->before ? 0 : channel - p->before;
+             c < p->channels && c - channel <= p->after; c++) {
+            const float v = x[c / CS_VL * p->x_plane + c % CS_VL];
+            total += v * v;
         }
+        sum[l] = total;
+    }
+    return sum;
+}
+
+/* np pixels at a time: the processor finishes the stores of all before it reads across them */
+CS_INLINE void lrn_pixels(const int np, const cs_norm *p, int block, const float *x, float *y) {
+    float squares[8][3 * CS_VL];
+    const int wide = p->after > CS_VL;
+    if (!wide)
+        for (int i = 0; i < np; i++)
+            for (int k = 0; k < 3; k++)
+                v_store(squares[i] + k * CS_VL, lrn_squares(p, block + k - 1, x + i * CS_VL));
+    for (int i = 0; i < np; i++) {
+        vf sum = {0};
+        if (wide)
+            sum = lrn_wide(p, block, x + i * CS_VL);
+        else
+            for (int k = -p->before; k <= p->after; k++)
+                sum += v_load(squares[i] + CS_VL + k);
+        const vf base = v_set(p->bias) + v_set(p->alpha) * sum;
+        v_store(y + block * p->y_plane + i * CS_VL,
+                v_load(x + block * p->x_plane + i * CS_VL) * v_exp(v_set(-p->beta) * v_log(base)));
+    }
+}
+
+static void lrn(const cs_norm *p, int block, int h0, int h1, const float *x, float *y) {
+    for (int h = h0; h < h1; h++) {
+        const float *xr = x + h * p->x_row;
+        float *yr = y + h * p->y_row;
+        int w = 0;
+        for (; w + 8 <= p->w; w += 8)
+            lrn_pixels(8, p, block, xr + (int64_t)w * CS_VL, yr + (int64_t)w * CS_VL);
+        for (; w < p->w; w++)
+            lrn_pixels(1, p, block, xr + (int64_t)w * CS_VL, yr + (int64_t)w * CS_VL);
+    }
 }
 
 /* the largest of all but NaN: a NaN spreads over the row through the sum */
