@@ -14,9 +14,11 @@ A command that fails is answered by {"error": "..."}.
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import json
 import os
+import signal
 import sys
 import time
 import traceback
@@ -31,6 +33,7 @@ from benchmarks.contestants import Array, Job, Runner, Setting
 
 POOL_BYTES = 64 << 20  # of different inputs, which follow each other in a round
 POOL_BATCHES = 64
+PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 WARM_UP = 0.1  # of a round's seconds
 TRIAL_SECONDS = 0.3
 
@@ -106,7 +109,14 @@ def _rate(run: Runner, pool: list[Array], seconds: float) -> float:
             return calls * len(pool[0]) / elapsed
 
 
+def _end_with_parent() -> None:
+    """A process that stands still would outlive a coordinator that was killed."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 def main(contestant: str) -> None:
+    _end_with_parent()
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     worker: Worker | None = None
