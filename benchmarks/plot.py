@@ -40,12 +40,12 @@ def draw(path: Path, rows: Sequence[Row]) -> None:
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(ScalarFormatter())
     axes.xaxis.set_minor_formatter(NullFormatter())
-    ticks = [0.05, 0.1, 0.2, 0.5, 1, 1.5, 2, 3, 5]
+    ticks = [0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1, 1.5, 2, 3, 5]
     low, high = axes.get_xlim()
     axes.set_xticks([tick for tick in ticks if low <= tick <= high])
     axes.set_yticks(list(places), [f"{row.name}, batch {row.batch}" for row in rows])
     axes.set_xlabel(f"images/s relative to the best peer, {threads} threads")
-    axes.legend(loc="upper center", bbox_to_anchor=(0.4, -0.1), ncols=6, frameon=False, fontsize=8)
+    figure.legend(loc="outside upper center", ncols=6, frameon=False, fontsize=8)
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=110, metadata={"Software": None})
     plt.close(figure)
