@@ -105,8 +105,8 @@ class _Compiler:
         for level, step in zip(self.levels, self.steps.steps, strict=True):
             self.emit(level, step)
         for name in self.asked:
-            value = self.values.get(self.steps.outputs[name])
-            tensor, level = (value.tensor, value.level) if value else (self.external, 0)
+            made = self.values.get(self.steps.outputs[name])
+            tensor, level = (made.tensor, made.level) if made else (self.external, 0)
             executor.output(level, tensor, self.graph.shape(name))
         return executor
 
