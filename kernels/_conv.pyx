@@ -39,10 +39,12 @@ def conv2d(x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1, roun
     return out
 
 
-def conv2d_backward(grad, x, weight, stride=1, padding=0, dilation=1, groups=1, rounding="error"):
+def conv2d_backward(grad, x, weight, stride=1, padding=0, dilation=1, groups=1, rounding="error",
+                    input_gradient=True):
     """Gradients of `conv2d` for the output's gradient, float32[N, O, OH, OW].
 
-    Returns (dx float32[N, C, H, W], dweight float32[O, C / groups, KH, KW], dbias float32[O]).
+    Returns (dx float32[N, C, H, W], dweight float32[O, C / groups, KH, KW], dbias float32[O]);
+    without `input_gradient` dx is None: a network's first layer has nobody to pass it to.
     Raises as `conv2d` does.
     """
     x, weight, window = _checked(x, weight, stride, padding, dilation, groups, rounding,
@@ -50,8 +52,8 @@ def conv2d_backward(grad, x, weight, stride=1, padding=0, dilation=1, groups=1, 
     shape = (x.shape[0], weight.shape[0], window.oh, window.ow)
     grad = float32_shaped(grad, "conv2d_backward: grad", shape, "the output's shape")
     dbias = grad.sum(axis=(2, 3), dtype=np.float64).sum(axis=0).astype(np.float32)
-    return _input_gradient(grad, x, weight, window, groups), _weight_gradient(
-        grad, x, weight, window, groups), dbias
+    dx = _input_gradient(grad, x, weight, window, groups) if input_gradient else None
+    return dx, _weight_gradient(grad, x, weight, window, groups), dbias
 
 
 def _checked(x, weight, stride, padding, dilation, groups, rounding, name):

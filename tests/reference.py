@@ -178,7 +178,8 @@ def conv2d_backward(
     dilation: Any = 1,
     groups: int = 1,
     rounding: str = "error",
-) -> tuple[Array, Array, Array]:
+    input_gradient: bool = True,
+) -> tuple[Array | None, Array, Array]:
     padded, taps, _ = conv_parts(x, weight, stride, padding, dilation, groups, rounding)
     g, w = grad.astype(np.float64), weight.astype(np.float64)
     dpadded, dweight = np.zeros_like(padded), np.zeros_like(w)
@@ -190,7 +191,7 @@ def conv2d_backward(
         )
     (top, _), (left, _) = sides(padding)
     dx = dpadded[:, :, top : top + x.shape[2], left : left + x.shape[3]]
-    return dx, dweight, g.sum(axis=(0, 2, 3))
+    return dx if input_gradient else None, dweight, g.sum(axis=(0, 2, 3))
 
 
 # Pooling

@@ -132,12 +132,15 @@ class LayerwiseStep:
         by_output = {self._logits: grad}
         by_param: dict[str, Array] = {}
         for node in reversed(self._trained.values()):
-            grads, of_params = RULES[type(node.op)].backward(
-                node.op, saved.pop(node.name), by_output.pop(node.name), self._local[node.name]
-            )
-            for name, part in zip(node.inputs, grads, strict=True):
-                # An output with several readers gets the sum of what they send back.
-                by_output[name] = by_output[name] + part if name in by_output else part
+            rule, local = RULES[type(node.op)], self._local[node.name]
+            given = node.op, saved.pop(node.name), by_output.pop(node.name), local
+            if rule.parameters and set(node.inputs) == {self._graph.input_name}:
+                of_params = rule.parameters(*given)
+            else:
+                grads, of_params = rule.backward(*given)
+                for name, part in zip(node.inputs, grads, strict=True):
+                    # An output with several readers gets the sum of what they send back.
+                    by_output[name] = by_output[name] + part if name in by_output else part
             by_param |= {f"{node.name}.{local}": value for local, value in of_params.items()}
         return by_param
 

@@ -30,6 +30,8 @@ class Rule(NamedTuple):
 
     forward: Callable[[Any, Inputs, Params, Rng], tuple[Array, Any]]
     backward: Callable[[Any, Any, Array, Params], Grads]
+    # By the parameters alone, for a layer that reads the network's input; None: nothing is saved.
+    parameters: Callable[[Any, Any, Array, Params], dict[str, Array]] | None = None
 
 
 def _with_bias(op: layers.Conv2d | layers.Affine, dweight: Array, dbias: Array) -> dict[str, Array]:
@@ -48,6 +50,14 @@ def _conv2d(op: Any, inputs: Inputs, params: Params, rng: Rng) -> tuple[Array, A
 def _conv2d_back(op: Any, x: Array, grad: Array, params: Params) -> Grads:
     dx, *dparams = kernels.conv2d_backward(grad, x, params["weight"], *_conv_settings(op))
     return [dx], _with_bias(op, *dparams)
+
+
+def _conv2d_parameters(op: Any, x: Array, grad: Array, params: Params) -> dict[str, Array]:
+    settings = _conv_settings(op)
+    _, *dparams = kernels.conv2d_backward(
+        grad, x, params["weight"], *settings, input_gradient=False
+    )
+    return _with_bias(op, *dparams)
 
 
 def _affine(op: Any, inputs: Inputs, params: Params, rng: Rng) -> tuple[Array, Any]:
@@ -180,7 +190,7 @@ RULES: dict[type[Operator], Rule] = {
     layers.AvgPool2d: Rule(_avg_pool2d, _avg_pool2d_back),
     layers.BatchNorm: Rule(_batch_norm, _batch_norm_back),
     layers.Concat: Rule(_concat, _concat_back),
-    layers.Conv2d: Rule(_conv2d, _conv2d_back),
+    layers.Conv2d: Rule(_conv2d, _conv2d_back, _conv2d_parameters),
     layers.Dropout: Rule(_dropout, _dropout_back),
     layers.Flatten: Rule(_flatten, _flatten_back),
     layers.GlobalAvgPool2d: Rule(_global_avg_pool2d, _global_avg_pool2d_back),

@@ -136,3 +136,15 @@ def test_affine_equals_the_reference(
         ("dx", "dweight", "dbias"), actual, expected, magnitudes, (outputs, n, n), strict=True
     ):
         reference.assert_close(a, e, reference.tolerance(k, m), gradient=name, **context)
+
+
+def test_conv2d_backward_without_the_input_gradient():
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((3, 5, 9, 9)).astype(np.float32)
+    weight = rng.standard_normal((7, 5, 3, 3)).astype(np.float32)
+    grad = rng.standard_normal((3, 7, 7, 7)).astype(np.float32)
+    whole = kernels.conv2d_backward(grad, x, weight)
+    dx, *rest = kernels.conv2d_backward(grad, x, weight, input_gradient=False)
+    assert dx is None
+    for part, expected in zip(rest, whole[1:], strict=True):
+        reference.assert_same_bits(part, expected)
