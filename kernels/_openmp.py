@@ -7,4 +7,4 @@ a training step took ten times as long as with a short spin.
 
 import os
 
-os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
