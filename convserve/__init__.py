@@ -16,6 +16,7 @@ __version__ = "0.1.0"
 
 if typing.TYPE_CHECKING:
     from convserve import errors, kernels
+    from convserve.convert import convert_onnx, export_onnx
     from convserve.engine.model import Model, load
     from convserve.graph import Graph, architectures, layers
     from convserve.training import train
@@ -25,7 +26,9 @@ __all__ = [
     "Model",
     "__version__",
     "architectures",
+    "convert_onnx",
     "errors",
+    "export_onnx",
     "kernels",
     "layers",
     "load",
@@ -37,7 +40,9 @@ _LAZY: dict[str, tuple[str, str | None]] = {
     "Graph": ("convserve.graph", "Graph"),
     "Model": ("convserve.engine.model", "Model"),
     "architectures": ("convserve.graph.architectures", None),
+    "convert_onnx": ("convserve.convert", "convert_onnx"),
     "errors": ("convserve.errors", None),
+    "export_onnx": ("convserve.convert", "export_onnx"),
     "kernels": ("convserve.kernels", None),
     "layers": ("convserve.graph.layers", None),
     "load": ("convserve.engine.model", "load"),

@@ -30,6 +30,7 @@ ALLOWED = {
     "plan": BELOW_PLAN,
     "engine": BELOW_PLAN | {"plan"},
     "serving": BELOW_PLAN | {"plan", "engine"},
+    "convert": BELOW_PLAN,
     "datasets": BELOW_PLAN,
     "training": BELOW_PLAN | {"plan", "datasets"},
 }
@@ -42,6 +43,7 @@ ONLY_IN = {
     "grpc_reflection": {"serving"},
     "prometheus_client": {"serving"},
     "convserve_client": {"serving", "cli"},
+    "onnx": {"convert"},
     "click": {"cli"},
     "rich": {"cli"},
 }
