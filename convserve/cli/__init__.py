@@ -25,6 +25,7 @@ _COMMANDS = {
     "train": "Train a network and export it to one .npz file.",
     "eval": "Measure a model's accuracy on a data set.",
     "inspect": "Show a model's layers, sizes and costs.",
+    "convert": "Convert a model from ONNX, or to ONNX.",
     "serve": "Serve models over gRPC.",
     "classify": "Classify image files and folders.",
     "bench": "Measure a model's or a server's speed.",

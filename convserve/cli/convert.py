@@ -1,0 +1,217 @@
+"""`convserve convert`: an ONNX model to an .npz, or an .npz to ONNX."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from convserve.cli._common import printable
+from convserve.errors import ConversionError, ConvserveError
+
+if TYPE_CHECKING:
+    from convserve.model_file import ModelFile, Preprocessing
+
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and std of its training images
+
+
+class _Numbers(click.ParamType):  # type: ignore[type-arg,unused-ignore]
+    """Numbers with commas between: 3,224,224."""
+
+    def __init__(self, kind: type[int] | type[float], name: str) -> None:
+        self.kind, self.name = kind, name
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[float, ...]:
+        if isinstance(value, tuple):
+            return value
+        try:
+            return tuple(self.kind(part) for part in str(value).replace("x", ",").split(","))
+        except ValueError:
+            self.fail(f"{value!r} is no list of numbers such as {self.name}", param, ctx)
+
+
+@click.command()
+@click.argument("source", type=click.Path(path_type=Path))
+@click.argument("target", type=click.Path(path_type=Path), required=False)
+@click.option("--output", type=click.Path(path_type=Path), help="The same as TARGET.")
+@click.option(
+    "--labels",
+    type=click.Path(path_type=Path),
+    help="Class names: a text file with one a line, or a JSON array.",
+)
+@click.option(
+    "--preprocessing",
+    help='How pictures become the input: "imagenet", or a JSON object with height, width, colour, '
+    "mean, std, interpolation.",
+)
+@click.option("--size", type=_Numbers(int, "224 or 224,224"), help="Pictures' height, width.")
+@click.option("--mean", type=_Numbers(float, "0.485,0.456,0.406"), help="On the scale 0 to 1.")
+@click.option("--std", type=_Numbers(float, "0.229,0.224,0.225"), help="On the scale 0 to 1.")
+@click.option("--colour", type=click.Choice(["grey", "rgb"]), help="Of the pictures.")
+@click.option("--interpolation", help="bicubic, bilinear, box, lanczos or nearest.")
+@click.option(
+    "--input-shape",
+    type=_Numbers(int, "3,224,224"),
+    help="Channels, height, width, where the ONNX model leaves them open.",
+)
+@click.option("--verify", "check", is_flag=True, help="Compare with ONNX Runtime on random images.")
+def command(
+    source: Path,
+    target: Path | None,
+    output: Path | None,
+    labels: Path | None,
+    preprocessing: str | None,
+    input_shape: tuple[int, ...] | None,
+    check: bool,
+    **options: Any,
+) -> None:
+    """Convert SOURCE to TARGET: model.onnx to model.npz, or model.npz to model.onnx.
+
+    \b
+    convserve convert resnet50.onnx resnet50.npz --preprocessing imagenet --labels classes.txt
+    convserve convert digits.npz digits.onnx --verify
+
+    What can't be converted is named, all of it, and nothing is written.
+    """
+    if (target is None) == (output is None):
+        raise click.UsageError("give TARGET or --output, one of them")
+    target = target or output
+    assert target is not None
+    suffixes = source.suffix.lower(), target.suffix.lower()
+    options = {name: value for name, value in options.items() if value is not None}
+    if suffixes == (".onnx", ".npz"):
+        shape = _three(input_shape)
+        names = None if labels is None else _labels(labels)
+        _import(source, target, names, shape, preprocessing, options, check)
+    elif suffixes == (".npz", ".onnx"):
+        if options or preprocessing or labels or input_shape:
+            raise click.UsageError("an .npz has its labels, preprocessing and sizes in itself")
+        _export(source, target, check)
+    else:
+        raise click.UsageError("one of SOURCE and TARGET must end in .onnx, the other in .npz")
+
+
+def _import(
+    source: Path,
+    target: Path,
+    labels: list[str] | None,
+    shape: tuple[int, int, int] | None,
+    preprocessing: str | None,
+    options: dict[str, Any],
+    check: bool,
+) -> None:
+    from convserve import model_file
+
+    _need_onnx()
+    from convserve.convert import convert_onnx
+
+    converted = convert_onnx(source, labels=labels, input_shape=shape)
+    if preprocessing is not None or options:
+        said = _preprocessing(converted, preprocessing, options)
+        converted.preprocessing = said
+    model_file.save(target, converted)
+    count, outputs = len(converted.graph.nodes), converted.graph.outputs
+    click.echo(f"{printable(target)}: {count} layers, input {_dims(converted.graph.input_shape)}")
+    for name, layer in outputs.items():
+        click.echo(f"output {printable(name)}: {_dims(converted.graph.shape(layer))}")
+    if check:
+        _verify(source, converted)
+
+
+def _export(source: Path, target: Path, check: bool) -> None:
+    from convserve.model_file import load
+
+    _need_onnx()
+    from convserve.convert import export_onnx
+
+    loaded = load(source)
+    export_onnx(loaded, target)
+    click.echo(f"{printable(target)}: {len(loaded.graph.nodes)} layers")
+    if check:
+        _verify(target, loaded)
+
+
+def _verify(onnx_file: Path, converted: ModelFile) -> None:
+    from convserve.convert import verify
+    from convserve.engine.model import Model
+
+    model, names = Model.from_file(converted), list(converted.graph.outputs)
+
+    def predict(x: Any) -> Any:
+        return model.predict(x, outputs=names)
+
+    for found in verify(onnx_file, converted.graph, predict):
+        click.echo(
+            f"largest difference from ONNX Runtime, {printable(found.output)}: "
+            f"{found.absolute:.3g} absolute, {found.relative:.3g} of the largest value"
+        )
+
+
+def _preprocessing(
+    converted: ModelFile, base: str | None, options: dict[str, Any]
+) -> Preprocessing:
+    """The preset or JSON object, changed by the single options; sizes are the network's."""
+    from convserve.model_file import Preprocessing
+
+    channels, height, width = converted.graph.input_shape
+    data: dict[str, Any] = {
+        "height": height, "width": width, "colour": "grey" if channels == 1 else "rgb",
+        "mean": [0.0] * channels, "std": [1.0] * channels, "interpolation": "bilinear",
+    }  # fmt: skip
+    if base == "imagenet":
+        data["mean"], data["std"] = map(list, IMAGENET)
+    elif base is not None:
+        try:
+            given = json.loads(base)
+        except ValueError:
+            given = None
+        if not isinstance(given, dict):
+            raise click.UsageError('--preprocessing must be "imagenet" or a JSON object')
+        data.update(given)
+    if "size" in options:
+        size = options.pop("size")
+        data["height"], data["width"] = size if len(size) == 2 else (size[0], size[0])
+    data.update({k: list(v) if isinstance(v, tuple) else v for k, v in options.items()})
+    try:
+        return Preprocessing.from_dict(data)
+    except ConvserveError as error:
+        raise ConversionError(f"the preprocessing does not fit: {error}") from error
+
+
+def _labels(path: Path) -> list[str]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConversionError(f"{path}: the labels can't be read: {error}") from error
+    if path.suffix.lower() != ".json":
+        return text.splitlines()
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise ConversionError(f"{path}: no valid JSON: {error}") from error
+    if not isinstance(found, list) or not all(isinstance(label, str) for label in found):
+        raise ConversionError(f"{path}: labels must be an array of strings")
+    return found
+
+
+def _three(shape: tuple[int, ...] | None) -> tuple[int, int, int] | None:
+    if shape is None:
+        return None
+    if len(shape) != 3:
+        raise click.UsageError("--input-shape must be three numbers: channels,height,width")
+    return shape[0], shape[1], shape[2]
+
+
+def _need_onnx() -> None:
+    try:
+        import convserve.convert  # noqa: F401
+    except ImportError as error:
+        raise ConversionError(str(error)) from error
+
+
+def _dims(shape: tuple[int, ...]) -> str:
+    return "×".join(map(str, shape))
