@@ -95,33 +95,38 @@ static void work(void *argument, int rank, int size) {
 }
 
 /* Sharing a single image pays only while the threads keep their cores: on a machine that is busy
- * otherwise each wait may last a time slice. So both ways are timed, and after a loss the next calls
- * run alone, twice as many after each loss in a row. The results are the same bits. */
+ * otherwise each wait may last a time slice. So both ways are timed, the better one is taken, and
+ * the other is tried again now and then, more and more rarely. The results are the same bits. */
+enum { FIRST_TRIAL = 32, RAREST_TRIAL = 1024 };
+
 static int may_share(cs_pace *pace) {
-    if (!atomic_load_explicit(&pace->alone, memory_order_relaxed))
-        return 0;   /* not yet known how long one thread takes */
-    if (atomic_load_explicit(&pace->rest, memory_order_relaxed) <= 0)
-        return 1;
-    atomic_fetch_sub_explicit(&pace->rest, 1, memory_order_relaxed);
-    return 0;
+    const int64_t alone = atomic_load_explicit(&pace->mean[0], memory_order_relaxed);
+    const int64_t shared = atomic_load_explicit(&pace->mean[1], memory_order_relaxed);
+    if (!alone || !shared)
+        return alone != 0;  /* not yet known: first alone, then shared */
+    const int better = shared < alone;
+    if (atomic_fetch_sub_explicit(&pace->until_trial, 1, memory_order_relaxed) > 0)
+        return better;
+    return !better;
 }
 
 static void learn(cs_pace *pace, int shared, int64_t nanoseconds) {
-    const int64_t alone = atomic_load_explicit(&pace->alone, memory_order_relaxed);
-    if (!shared) {
-        /* follows a slower machine slowly, a faster one at once */
-        const int64_t slower = alone + (nanoseconds - alone) / 16;
-        atomic_store_explicit(&pace->alone, !alone || nanoseconds < alone ? nanoseconds : slower,
-                              memory_order_relaxed);
+    int64_t mean = atomic_load_explicit(&pace->mean[shared], memory_order_relaxed);
+    const int64_t other = atomic_load_explicit(&pace->mean[!shared], memory_order_relaxed);
+    const int was_better = mean < other;
+    if (mean && nanoseconds > 4 * mean)
+        nanoseconds = 4 * mean;     /* one lost time slice says little */
+    /* a fast run shows what is possible, a slow one may have been bad luck */
+    mean = mean && nanoseconds > mean ? mean + (nanoseconds - mean) / 4 : nanoseconds;
+    atomic_store_explicit(&pace->mean[shared], mean, memory_order_relaxed);
+    if (atomic_load_explicit(&pace->until_trial, memory_order_relaxed) > 0 && (mean < other) == was_better)
         return;
-    }
-    int losses = 0;
-    if (nanoseconds > alone) {
-        losses = atomic_load_explicit(&pace->losses, memory_order_relaxed);
-        losses = losses < 8 ? losses + 1 : 8;
-        atomic_store_explicit(&pace->rest, 1 << losses, memory_order_relaxed);
-    }
-    atomic_store_explicit(&pace->losses, losses, memory_order_relaxed);
+    /* a trial is over, or the order has changed */
+    int32_t interval = atomic_load_explicit(&pace->interval, memory_order_relaxed);
+    interval = (mean < other) != was_better || !interval ? FIRST_TRIAL : 2 * interval;
+    interval = interval < RAREST_TRIAL ? interval : RAREST_TRIAL;
+    atomic_store_explicit(&pace->interval, interval, memory_order_relaxed);
+    atomic_store_explicit(&pace->until_trial, interval, memory_order_relaxed);
 }
 
 static int64_t now(void) {

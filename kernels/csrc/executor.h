@@ -6,9 +6,9 @@
 
 /* What a plan has learned of running one image alone and shared; zero to begin with. */
 typedef struct cs_pace {
-    _Atomic int64_t alone;      /* nanoseconds of a run on one thread */
-    _Atomic int32_t rest;       /* runs to do alone before sharing is tried again */
-    _Atomic int32_t losses;     /* shared runs in a row that were slower */
+    _Atomic int64_t mean[2];        /* nanoseconds a run on one thread, and on all: moving averages */
+    _Atomic int32_t until_trial;    /* runs before the slower way is tried again */
+    _Atomic int32_t interval;       /* between the last trials */
 } cs_pace;
 
 /* n images x float32[n][C][H][W] -> results[i] float32[n][...]. arenas: one a thread.
