@@ -20,11 +20,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
+# This folder has a module named as one of the standard library's, which torch imports.
+sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != Path(__file__).parent]
 
-from convserve.convert import convert_onnx, verify
-from convserve.engine.model import Model
+import torch  # noqa: E402
+from torch import nn  # noqa: E402
+
+from convserve.convert import convert_onnx, verify  # noqa: E402
+from convserve.engine.model import Model  # noqa: E402
 
 LIMIT = 1e-4
 
@@ -146,10 +149,10 @@ def families() -> dict[str, tuple[Callable[[], nn.Module], int]]:
     found: dict[str, tuple[Callable[[], nn.Module], int]] = {
         "lenet": (LeNet, 224), "alexnet_lrn": (AlexNetLRN, 224), "mobilenet_v1": (MobileNetV1, 224),
         "shufflenet_v1_units": (ShuffleNetV1, 224), "squeeze_excite_linear": (SENet, 224),
-        "googlenet": (lambda: zoo.googlenet(aux_logits=False, init_weights=False), 224),
-        "inception_v3": (lambda: zoo.inception_v3(aux_logits=True, init_weights=False), 299),
+        "googlenet": (lambda: zoo.googlenet(aux_logits=False, init_weights=True), 224),
+        "inception_v3": (lambda: zoo.inception_v3(aux_logits=True, init_weights=True), 299),
         "inception_v3_input": (
-            lambda: zoo.inception_v3(transform_input=True, init_weights=False), 299,
+            lambda: zoo.inception_v3(transform_input=True, init_weights=True), 299,
         ),
     }  # fmt: skip
     for name in plain:

@@ -23,6 +23,9 @@ _WANTED = {
     "centred": "a mean over the channels (known inside layer norm only)",
     "sqrt": "a square root (known inside layer norm only)",
     "reciprocal_sqrt": "a reciprocal square root (known inside layer norm only)",
+    "padded": "padding of the channels (known inside LRN only)",
+    "local_mean": "a mean over neighbouring channels (known inside LRN only)",
+    "local_power": "a power (known inside LRN only)",
     "erf": "an operator Erf (known inside GELU only)",
     "softplus": "an operator Softplus",
 }

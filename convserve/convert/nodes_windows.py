@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from convserve.convert.call import Call, Nodes
-from convserve.convert.layout import Layout
-from convserve.convert.values import Feature, Layer, Unsupported
-from convserve.convert.views import order, plain
+from convserve.convert.layout import Atom, Layout, join
+from convserve.convert.values import Feature, Layer, Pending, Unsupported
+from convserve.convert.views import axis_kind, order, plain
 from convserve.errors import ConversionError
 from convserve.graph import layers as ops
 from convserve.kernels._arguments import Pair, Sides
@@ -60,8 +60,27 @@ def _conv(call: Call) -> Feature:
     return Feature.of(call.build.add(conv, x, params=params))
 
 
+def _local_mean(call: Call, x: Feature) -> Feature:
+    """Average pooling over neighbouring channels in three dimensions, inside an LRN."""
+    size, *rest = call.attributes.integers("kernel_shape")
+    plain = all(
+        set(call.attributes.integers(name, [default])) == {default}
+        for name, default in (("strides", 1), ("pads", 0), ("dilations", 1))
+    )
+    call.attributes.ignore("ceil_mode", "count_include_pad", "auto_pad")
+    channels = axis_kind(x, 1) == "channels" and x.shape[0] == 1 and len(x.shape) == 4
+    if set(rest) != {1} or not plain or not channels or not 0 < size <= x.layer.channels:
+        raise Unsupported("it needs pooling in three dimensions")
+    return _other_channels(x, call.build.add(Pending("local_mean", size=size), x.layer), 1)
+
+
 def _pool(call: Call) -> Feature:
     call.one_output()
+    padded = call.value(0)
+    if isinstance(padded, Feature) and padded.layer.is_a("padded"):
+        if call.op_type == "AveragePool":
+            return _local_mean(call, padded)
+        raise Unsupported("it needs padding of the channels")
     call.attributes.ignore("storage_order")  # of the second output
     x, size = call.image(), _pair(call, "kernel_shape", 0)
     if _pair(call, "dilations", 1) != (1, 1):
@@ -121,6 +140,11 @@ def _pad(call: Call) -> Feature:
 def _pad_sides(call: Call, x: Feature, wanted: dict[int, Pair], value: float) -> Feature:
     if not wanted:
         return x
+    if x.layer.is_a("square") and len(wanted) == 1 and value == 0:
+        ((axis, (before, after)),) = wanted.items()
+        if axis_kind(x, axis) == "channels" and min(before, after) >= 0:
+            padded = call.build.add(Pending("padded", before, after), x.layer)
+            return _other_channels(x, padded, axis)
     x, places = _axes(call, x)
     by_axis = {places[axis]: sides for axis, sides in wanted.items()}
     if 0 in by_axis:
@@ -136,6 +160,13 @@ def _pad_sides(call: Call, x: Feature, wanted: dict[int, Pair], value: float) ->
         grow = (max(0, top), max(0, bottom)), (max(0, left), max(0, right))
         layer = call.build.add(ops.Pad(grow, value), layer)
     return Feature(layer, Layout.natural(layer.shape).transpose(places))
+
+
+def _other_channels(x: Feature, layer: Layer, axis: int) -> Feature:
+    """The tensor over a layer that differs from its own in the number of channels, one axis."""
+    axes = list(x.layout.axes)
+    axes[axis] = join([Atom(layer.channels, layer.pixels)])
+    return Feature(layer, Layout(tuple(axes)))
 
 
 def _axes(call: Call, x: Feature) -> tuple[Feature, tuple[int, ...]]:

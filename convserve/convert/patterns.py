@@ -4,6 +4,7 @@
     x * clip(x + 3, 0, 6) / 6            HardSwish
     x * 0.5 * (1 + erf(x / sqrt 2))      GELU, and its tanh form
     (x - mean) / sqrt(var + eps)         LayerNorm over the channels
+    x / (k + a · local mean of x²)^b     LRN
     a * (b * x + c) + d                  one ScaleShift, or nothing where it is the identity
 
 Scales and shifts are kept in float64 until the end, so that factors which undo each other do.
@@ -63,7 +64,9 @@ def subtract(build: Layers, a: Layer, b: Layer) -> Layer:
 
 
 def divide(build: Layers, a: Layer, b: Layer) -> Layer | None:
-    """a / b where b is the standard deviation of a layer norm; else None."""
+    """a / b where b is the standard deviation of a layer norm, or an LRN's power; else None."""
+    if b.is_a("local_power"):
+        return _lrn(build, a, b)
     return _layer_norm(build, a, b.inputs[0]) if b.is_a("sqrt") else None
 
 
@@ -75,6 +78,8 @@ def power(build: Layers, x: Layer, exponent: float) -> Layer | None:
         return square_root(build, x)
     if exponent == -0.5:
         return build.add(Pending("reciprocal_sqrt"), x)
+    if _linear(x)[0].is_a("local_mean"):
+        return build.add(Pending("local_power", exponent=exponent), x)
     kind = {2.0: "square", 3.0: "cube"}.get(exponent)
     return None if kind is None else build.add(Pending(kind), x)
 
@@ -183,6 +188,23 @@ def _hard_sigmoid(build: Layers, clip: Layer, scale: Array, shift: Array) -> Lay
         return None
     op = ops.HardSigmoid(float(slope[0] / clip.op.high), float(start[0] / clip.op.high))
     return build.add(op, root)
+
+
+def _lrn(build: Layers, x: Layer, power: Layer) -> Layer | None:
+    """x / (bias + alpha · mean of x² over channels)^beta, as PyTorch writes it out."""
+    assert isinstance(power.op, Pending)
+    mean, scale, shift = _linear(power.inputs[0])
+    padded = mean.inputs[0]
+    if not isinstance(mean.op, Pending) or not isinstance(padded.op, Pending):
+        return None
+    size, square = mean.op.size, padded.inputs[0]
+    sides = padded.op.before, padded.op.after
+    if padded.op.kind != "padded" or sides != ((size - 1) // 2, size // 2):
+        return None
+    if not square.is_a("square") or square.inputs[0] is not x or np.ptp(scale) or np.ptp(shift):
+        return None
+    lrn = ops.LRN(size, float(scale[0]), power.op.exponent, float(shift[0]))
+    return build.add(lrn, x)
 
 
 def _layer_norm(build: Layers, centred: Layer, variance: Layer) -> Layer | None:

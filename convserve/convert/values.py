@@ -72,15 +72,25 @@ class Pending(Operator):
     """A step that we have only as a part of a pattern: the Erf inside a GELU, say.
 
     one of mean (over the channels), centred (x - mean), square, cube, sqrt, erf, softplus,
-    reciprocal_sqrt.
+    reciprocal_sqrt; and of LRN padded (before and after the channels), local_mean (of `size`
+    channels), local_power.
     """
 
     op: ClassVar[str] = "pending"
 
     kind: str
+    before: int = 0
+    after: int = 0
+    size: int = 0
+    exponent: float = 1.0
 
     def infer(self, input_shapes: list[Shape]) -> Shape:  # type: ignore[override]
-        return (1, *input_shapes[0][1:]) if self.kind == "mean" else input_shapes[0]
+        channels, *rest = input_shapes[0]
+        if self.kind == "mean":
+            return 1, *rest
+        if self.kind == "padded":
+            return channels + self.before + self.after, *rest
+        return (channels - self.size + 1, *rest) if self.kind == "local_mean" else (channels, *rest)
 
 
 @dataclass(eq=False)

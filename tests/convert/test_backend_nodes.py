@@ -11,8 +11,11 @@ from collections import Counter
 from functools import cache
 from typing import Any
 
-import numpy as np
 import pytest
+
+pytest.importorskip("onnx", reason="pip install convserve[onnx]")
+
+import numpy as np
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 from onnx.backend.test.case.test_case import TestCase
 from onnx.backend.test.loader import load_model_tests

@@ -6,9 +6,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+pytest.importorskip("onnx", reason="pip install convserve[onnx]")
+
 import numpy as np
 import onnx
-import pytest
 from onnx import ModelProto, numpy_helper, save_model
 from onnx_models import small, weights
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import pytest
+
+pytest.importorskip("onnx", reason="pip install convserve[onnx]")
+
+import numpy as np
 from onnx.reference import ReferenceEvaluator
 from onnx_models import check, model, node, ops, weights
 

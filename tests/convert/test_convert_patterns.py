@@ -5,8 +5,11 @@ from __future__ import annotations
 from math import pi, sqrt
 from typing import Any
 
-import numpy as np
 import pytest
+
+pytest.importorskip("onnx", reason="pip install convserve[onnx]")
+
+import numpy as np
 from onnx import NodeProto, TensorProto, helper
 from onnx_models import check, model, node, ops, weights
 
@@ -193,6 +196,25 @@ def test_a_block_of_convnext() -> None:
     }
     found = check(model(nodes, given, opset=13))
     assert ops(found) == ["conv2d", "layer_norm", "conv2d", "relu", "conv2d", "add"]
+
+
+def test_lrn_as_pytorch_writes_it() -> None:
+    nodes = [
+        node("Mul", ["x", "x"], ["s"]),
+        node("Unsqueeze", ["s", "axis"], ["u"]),
+        node("Pad", ["u", "pads"], ["p"]),
+        node("AveragePool", ["p"], ["m"], kernel_shape=[3, 1, 1], strides=[1, 1, 1]),
+        node("Squeeze", ["m", "axis"], ["q1"]),
+        node("Mul", ["q1", "sixth"], ["a"]),
+        node("Add", ["a", "two"], ["b"]),
+        node("Pow", ["b", "half"], ["c"]),
+        node("Div", ["x", "c"], ["y"]),
+    ]
+    pads = ints(0, 0, 1, 0, 0, 0, 0, 1, 0, 0)
+    given = {**NUMBERS, "axis": ints(1), "pads": pads, "half": scalar(0.75)}
+    assert ops(check(model(nodes, given))) == ["lrn"]
+    with pytest.raises(UnsupportedOperatorError, match=r"LRN only|divided by"):
+        convert_model(model(nodes, {**given, "pads": ints(0, 0, 2, 0, 0, 0, 0, 0, 0, 0)}))
 
 
 def test_layer_normalization_channels_last() -> None:
