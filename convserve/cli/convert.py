@@ -106,7 +106,6 @@ def _import(
 ) -> None:
     from convserve import model_file
 
-    _need_onnx()
     from convserve.convert import convert_onnx
 
     converted = convert_onnx(source, labels=labels, input_shape=shape)
@@ -125,7 +124,6 @@ def _import(
 def _export(source: Path, target: Path, check: bool) -> None:
     from convserve.model_file import load
 
-    _need_onnx()
     from convserve.convert import export_onnx
 
     loaded = load(source)
@@ -204,13 +202,6 @@ def _three(shape: tuple[int, ...] | None) -> tuple[int, int, int] | None:
     if len(shape) != 3:
         raise click.UsageError("--input-shape must be three numbers: channels,height,width")
     return shape[0], shape[1], shape[2]
-
-
-def _need_onnx() -> None:
-    try:
-        import convserve.convert  # noqa: F401
-    except ImportError as error:
-        raise ConversionError(str(error)) from error
 
 
 def _dims(shape: tuple[int, ...]) -> str:

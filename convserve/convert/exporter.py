@@ -30,10 +30,7 @@ MAX_BYTES = 2**31 - 1  # of one protobuf message
 
 
 def export_onnx(model_file: ModelFile, target: str | os.PathLike[str]) -> None:
-    """Writes the model as ONNX, atomically; any runtime of opset 17 runs it.
-
-    Errors: ConversionError where it is too large for one ONNX file (2 GB) or can't be written.
-    """
+    """As `convserve.export_onnx`."""
     model = to_onnx(model_file)
     path = Path(target)
     try:

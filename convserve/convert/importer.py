@@ -45,18 +45,7 @@ def convert_onnx(
     preprocessing: Preprocessing | None = None,
     input_shape: tuple[int, int, int] | None = None,
 ) -> ModelFile:
-    """Converts an ONNX image classifier, and writes it to `target` (an .npz) if that is given.
-
-    labels: one name a class. preprocessing: how pictures become the input; both override what the
-    file itself says (as one that `export_onnx` wrote does). input_shape: (channels, height, width),
-    for a model that leaves its height and width open.
-
-    The model takes float32 [N, C, H, W] with any N, also where the ONNX model has a fixed batch or
-    takes [N, H, W, C]. Input and outputs keep their ONNX names.
-
-    Errors: ConversionError for a file that is malformed or does not fit, naming the node;
-    UnsupportedOperatorError lists every node that has no equivalent. Nothing is written then.
-    """
+    """As `convserve.convert_onnx`."""
     path = Path(source)
     model = read_onnx(path)
     model_file = convert_model(

@@ -241,3 +241,9 @@ def test_nothing_is_left_where_a_file_can_not_be_written(tmp_path: Path) -> None
         with pytest.raises(ConversionError):
             convserve.export_onnx(source, target)
     assert [p.name for p in tmp_path.iterdir()] == ["taken.onnx"]
+
+
+def test_without_onnx_it_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("convserve.convert.find_spec", lambda name: None)
+    with pytest.raises(ConversionError, match="onnx package"):
+        convserve.convert_onnx("m.onnx")
