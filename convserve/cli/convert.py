@@ -105,7 +105,6 @@ def _import(
     check: bool,
 ) -> None:
     from convserve import model_file
-
     from convserve.convert import convert_onnx
 
     converted = convert_onnx(source, labels=labels, input_shape=shape)
@@ -122,9 +121,8 @@ def _import(
 
 
 def _export(source: Path, target: Path, check: bool) -> None:
-    from convserve.model_file import load
-
     from convserve.convert import export_onnx
+    from convserve.model_file import load
 
     loaded = load(source)
     export_onnx(loaded, target)
