@@ -96,7 +96,7 @@ class ModelRepository:
 
         Raises ModelNotFoundError, or InvalidRequestError if `version` is not a positive integer.
         """
-        if version and not re.fullmatch(r"0*[1-9][0-9]{0,17}", version):
+        if version and not re.fullmatch(r"0{0,9}[1-9][0-9]{0,17}", version):
             raise InvalidRequestError(
                 f"model version {_shown(version)} is not valid: it should be an integer > 0"
             )

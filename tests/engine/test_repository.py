@@ -84,7 +84,7 @@ def test_unknown_names(save, open_repository, tmp_path):
         with pytest.raises(ModelNotFoundError, match="Request for unknown model") as caught:
             repository.get(name)
         assert len(str(caught.value)) < 300
-    for version in ("abc", "0", "-1", "1.5", " 1", "1\n", "٣"):
+    for version in ("abc", "0", "-1", "1.5", " 1", "1\n", "٣", "0" * 5000 + "1"):
         with pytest.raises(InvalidRequestError, match="integer > 0"):
             repository.get("m", version)
 
