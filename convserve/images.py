@@ -199,8 +199,10 @@ def _from_wide(picture: Image.Image) -> Image.Image:
         raise ImageError(
             f"pixels of mode {picture.mode!r} have no agreed range; convert to 8 or 16 bits first"
         )
-    values = np.asarray(picture).astype(np.int64)
-    return Image.fromarray(((values + 128) // 257).clip(0, 255).astype(np.uint8))
+    values = np.array(picture, np.int32)
+    values += 128  # in place: a small file may hold an image of `max_pixels`
+    values //= 257
+    return Image.fromarray(values.clip(0, 255, out=values).astype(np.uint8))
 
 
 def _from_array(array: NDArray[Any]) -> Image.Image:

@@ -7,6 +7,7 @@ import os
 import struct
 import subprocess
 import sys
+import tracemalloc
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -103,6 +104,18 @@ def test_16_bit_grey_is_scaled_not_cut(form: str) -> None:
     expected = np.rint(values.astype(np.float64) / 257).astype(np.uint8)
     assert np.array_equal(to_pixels(data, GREY)[0], expected)
     assert np.array_equal(to_pixels(data, RGB), np.stack([expected] * 3))
+
+
+def test_16_bit_grey_takes_little_memory_beside_the_image() -> None:
+    image = Image.fromarray(np.zeros((1024, 1024), np.uint16))
+    to_pixels(image, GREY)  # imports
+    tracemalloc.start()
+    try:
+        to_pixels(image, GREY)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 12 * 1024 * 1024  # bytes a pixel
 
 
 @pytest.mark.parametrize("mode", ["I", "F"])
