@@ -12,6 +12,7 @@ from click.core import ParameterSource
 from convserve import datasets
 from convserve.cli._common import printable, threads_option
 from convserve.cli._training import TrainingProgress, describe, image_size_option
+from convserve.datasets.base import as_text
 from convserve.errors import CheckpointError, ModelFileError
 from convserve.graph import architectures
 from convserve.training import TrainConfig, train
@@ -153,6 +154,10 @@ def command(
     checkpoint = checkpoint_path or out.with_name(f"{out.stem}.checkpoint.npz")
     check_writable(out, ModelFileError)
     check_writable(checkpoint, CheckpointError)
+    source = Path(spec[4:]).expanduser() if spec and spec.startswith("npz:") else None
+    for path in (out, checkpoint):
+        if source is not None and path.exists() and source.exists() and path.samefile(source):
+            raise click.UsageError(f"{path} holds the images to train on and would be replaced")
     if resume and not checkpoint.exists():
         raise CheckpointError(f"{checkpoint}: there is no checkpoint to resume from")
     data = datasets.load(spec, validation=validation, seed=config.seed, image_size=image_size)
@@ -201,4 +206,4 @@ def _command_line(ctx: click.Context) -> str:
             if isinstance(value, tuple):
                 value = "x".join(map(str, value))
             words += [param.opts[0]] if value is True else [param.opts[0], str(value)]
-    return shlex.join(words)
+    return as_text(shlex.join(words))

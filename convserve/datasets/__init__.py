@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from convserve.datasets.base import Dataset, Split
+from convserve.datasets.base import Dataset, Split, as_text
 from convserve.datasets.cifar10 import load_cifar10
 from convserve.datasets.folder import load_folder
 from convserve.datasets.idx import load_mnist
@@ -52,7 +52,7 @@ def load(
             f"(or nothing, for the embedded sample), not {spec!r}"
         )
     path = Path(place).expanduser()
-    name = f"{kind}:{path.resolve().name}"
+    name = f"{kind}:{as_text(path.resolve().name)}"
     if image_size is not None:
         return load_folder(path, name, validation=validation, seed=seed, image_size=image_size)
     return _READERS[kind](path, name, validation=validation, seed=seed)

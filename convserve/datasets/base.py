@@ -5,6 +5,7 @@ reader → build(train, test, …) → hold-out, if asked for → mean and std o
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from convserve.errors import DatasetError
 from convserve.model_file import Preprocessing
 
-__all__ = ["Dataset", "Split", "build", "channel_statistics", "stratified_split"]
+__all__ = ["Dataset", "Split", "as_text", "build", "channel_statistics", "stratified_split"]
 
 Pixels = NDArray[np.uint8]
 Labels = NDArray[np.int64]
@@ -69,6 +70,11 @@ class Dataset:
         return channels, height, width
 
 
+def as_text(name: str) -> str:
+    """The name of a file as text that JSON can hold: bytes that are no UTF-8 become `\\xNN`."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
 def build(
     name: str,
     train: Split,
@@ -91,6 +97,8 @@ def build(
             f"{name}: test images are {test.x.shape[1:]} and training images {train.x.shape[1:]}"
             " (channels, height, width); they must be equal"
         )
+    if len(labels) < 2:
+        raise DatasetError(f"{name}: needs two or more classes, it has {len(labels)}")
     counts = np.bincount(train.y, minlength=len(labels))
     if not counts.all():
         empty = [labels[i] for i in np.flatnonzero(counts == 0)[:10]]

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from convserve.datasets.base import Dataset, Labels, Pixels, Split, build
+from convserve.datasets.base import Dataset, Labels, Pixels, Split, as_text, build
 from convserve.errors import DatasetError, ImageError
 from convserve.images import EXTENSIONS, to_pixels
 from convserve.kernels._cores import usable_cores
@@ -109,7 +109,7 @@ def _scan(folder: Path) -> _Files:
             y += [label] * len(images)
     except OSError as error:
         raise DatasetError(f"{folder}: can't be listed: {error}") from error
-    return _Files(paths, np.array(y, np.int64), tuple(classes), ignored)
+    return _Files(paths, np.array(y, np.int64), tuple(map(as_text, classes)), ignored)
 
 
 def _first_size(paths: Sequence[str]) -> tuple[int, int]:

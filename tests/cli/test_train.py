@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import subprocess
@@ -132,6 +133,29 @@ def test_a_checkpoint_that_was_asked_for_stays(digits, tmp_path, capsys):
     assert "state.npz is replaced; --resume would have continued it" in capsys.readouterr().err
     assert convserve(*args, "--resume", "--lr", 0.2) == 1
     assert "of another run: lr was 0.05, is 0.2" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--out", "--checkpoint"])
+def test_the_images_are_not_replaced_by_the_model(digits, tmp_path, capsys, option):
+    before = (tmp_path / "digits.npz").read_bytes()
+    args = ("--data", digits, *SMALL, "--out", tmp_path / "m.npz")
+    assert convserve("train", *args, option, tmp_path / "digits.npz") == 2
+    assert "digits.npz holds the images to train on" in capsys.readouterr().err
+    assert (tmp_path / "digits.npz").read_bytes() == before
+
+
+def test_names_that_are_no_utf8(tmp_path, capsys):
+    folder = tmp_path / os.fsdecode(b"photos\xff")
+    for name in (b"a\xfe", b"b"):
+        (folder / os.fsdecode(name)).mkdir(parents=True)
+        Image.new("L", (8, 8)).save(folder / os.fsdecode(name) / "1.png")
+    out, data = folder / "m.npz", ("--data", f"folder:{folder}")
+    args = ("--arch", "mlp", "--batch-size", 2, "--epochs", 1, "--out", out)
+    assert convserve("train", *data, *args) == 0
+    model = model_file.load(out)
+    assert model.labels == ("a\\xfe", "b")
+    assert model.provenance["data"] == "folder:photos\\xff"
+    assert convserve("eval", out, *data, "--split", "train") == 0
 
 
 @pytest.mark.parametrize(

@@ -77,6 +77,11 @@ def test_splits_that_do_not_fit_are_refused(train, test, message):
         build("some", train, test, tuple("abcd"), validation=None, seed=0)
 
 
+def test_one_class_is_refused():
+    with pytest.raises(DatasetError, match="two or more classes, it has 1"):
+        build("some", random_split(classes=1), None, ("a",), validation=None, seed=0)
+
+
 def test_a_split_checks_its_arrays():
     with pytest.raises(DatasetError, match="x must be uint8"):
         Split(np.zeros((1, 1, 2, 2), np.float32), np.zeros(1, np.int64))
