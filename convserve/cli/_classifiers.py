@@ -93,11 +93,19 @@ def open_classifier(
     return _Connection(str(server), name, batch_size)
 
 
+def connect(address: str) -> Client:
+    """A client of the server that --server names; a usage error if that is no address."""
+    from convserve_client import Client
+
+    try:
+        return Client(address)
+    except ValueError as error:
+        raise click.UsageError(f"--server: {error}") from None
+
+
 class _Connection(AbstractContextManager[Classifier]):
     def __init__(self, address: str, name: str | None, batch_size: int) -> None:
-        from convserve_client import Client
-
-        self._client = Client(address)
+        self._client = connect(address)
         self._name, self._batch_size = name, batch_size
 
     def __enter__(self) -> Classifier:

@@ -11,6 +11,7 @@ from typing import Any
 import click
 import numpy as np
 
+from convserve.cli._classifiers import connect
 from convserve.cli._layer_bench import SHAPES, measure_layers
 from convserve.cli._timing import Timing, measure
 from convserve.kernels._cores import usable_cores
@@ -117,9 +118,7 @@ def _server_timings(
     callers: tuple[int, ...],
     seconds: float,
 ) -> Iterator[Timing]:
-    from convserve_client import Client
-
-    with Client(address) as client:
+    with connect(address) as client:
         shape = tuple(client.model_metadata(name).inputs[0].shape)[1:]
         for count in callers:
             for size in batches:

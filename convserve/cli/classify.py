@@ -114,10 +114,11 @@ def command(
                     _say(f"stopped after {progress.done:,} images; --resume goes on from there")
                 raise
             writer.close(complete=True)
-            if files.found == 0 and progress.faults == 0:
-                progress.fault("no image files were found")
+    nothing = files.found == 0 and progress.faults == 0
+    if nothing:
+        _say("no image files were found")
     _say(_summary(progress, skipped, output))
-    return 1 if progress.faults and not ignore_errors else 0
+    return 1 if (progress.faults or nothing) and not ignore_errors else 0
 
 
 def _run(

@@ -95,6 +95,7 @@ def test_a_shapes_file_with_a_fault(
         [],
         ["m.npz", "--layers"],
         ["m.npz", "--server", "localhost:1"],
+        ["--server", "http://localhost:1"],
         ["m.npz", "--batch", "0"],
         ["m.npz", "--batch", "1,x"],
         ["m.npz", "--threads", ""],

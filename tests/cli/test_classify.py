@@ -163,7 +163,7 @@ def test_no_images_at_all(model: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert classify(tmp_path, "--model", model) == 1
     out, err = capsys.readouterr()
     assert out.startswith("path,label_1,score_1") and out.count("\n") == 1
-    assert "no image files were found" in err
+    assert "no image files were found" in err and "unreadable" not in err
 
 
 AWKWARD = ["a,b.png", 'quo"te.png', "line\nbreak.png", "re\rturn.png", " space .png", "é.png"]
@@ -214,6 +214,7 @@ def test_many_tiny_images(model: Path, tmp_path: Path) -> None:
         ([], "either --model FILE or --server"),
         (["--model", "m.npz", "--server", "localhost:1"], "either --model FILE or --server"),
         (["--model", "m.npz", "--model-name", "x"], "--model-name goes with --server"),
+        (["--server", "http://localhost:1"], "--server: address must be HOST:PORT"),
         (["--model", "m.npz", "--top-k", "0"], "--top-k"),
         (["--model", "m.npz", "--output", "x.txt"], "suffix must be one of .csv"),
         (["--model", "m.npz", "--output", "nowhere/x.csv"], "there is no folder nowhere"),
