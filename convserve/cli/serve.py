@@ -65,7 +65,7 @@ _PORT = click.IntRange(0, 65535)
 )
 @click.option(
     "--max-pixels",
-    type=click.IntRange(1),
+    type=click.IntRange(1, 178_956_970),  # Pillow takes no more
     default=64 * _MIB,
     show_default=True,
     help="Largest encoded image, width × height.",
