@@ -143,7 +143,8 @@ cdef void _images(PackedConv p, const Source *s, int64_t first, int64_t end, int
 cdef void _parts(PackedConv p, const Source *s, int64_t i, int planes, int threads, float *x,
                  float *y, float *image) noexcept nogil:
     """One image, its planes, tiles and row ranges shared among the threads."""
-    cdef int part, bands = min(p.conv.oh, threads), rows = p.conv.oh
+    cdef int part, bands = min(p.conv.oh, threads)
+    cdef int64_t rows = p.conv.oh
     for part in prange(planes, num_threads=threads, schedule="static"):
         stage(p.kernels, s, i, part, x)
     for part in prange(p.conv.tiles * bands, num_threads=threads, schedule="static"):

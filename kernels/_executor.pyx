@@ -73,7 +73,6 @@ cdef extern from "executor.h" nogil:
 
 # Below this number of multiply-accumulates a call a second thread costs more than it brings.
 cdef double THREADS_FROM = 1e6
-cdef int MAX_OUTPUTS = 64
 cdef int MAX_THREADS = 256
 # Of a Winograd pass: most of a second-level cache.
 cdef int SCRATCH_FLOATS = 160 * 1024
@@ -373,8 +372,6 @@ cdef class Executor:
         """The next result: tensor x as float32[N, *shape]."""
         self._op(CS_OUTPUT, level, x, -1).first = len(self.output_shapes)
         self.output_shapes.append(tuple(shape))
-        if len(self.output_shapes) > MAX_OUTPUTS:
-            raise ValueError(f"a plan has at most {MAX_OUTPUTS} outputs")
 
     cdef const float *_constant(self, values) except NULL:
         """One value a channel (or any packed weights), zero up to a whole number of vectors."""
@@ -397,16 +394,17 @@ cdef class Executor:
         """x float32[N, C, H, W], C-contiguous, its shape already checked; list of new arrays."""
         cdef const float[:, :, :, ::1] images = x
         cdef int64_t n = images.shape[0]
-        cdef float *results[64]
         cdef float *arenas[256]
-        cdef Buffer arena
+        cdef Buffer arena, addresses = Buffer(2 * len(self.output_shapes))
+        cdef float **results = <float **>addresses.data
         cdef float[::1] flat
         outs = [np.empty((n, *shape), np.float32) for shape in self.output_shapes]
         if n == 0:
             return outs
         if n * self.macs < THREADS_FROM:
             threads = 1
-        threads = max(1, min(threads, MAX_THREADS))
+        # a single image is shared, several are dealt out
+        threads = max(1, min(threads, MAX_THREADS, n if n > 1 else threads))
         self.plan.scratch = self.arena_floats
         for i, out in enumerate(outs):
             flat = out.reshape(-1)

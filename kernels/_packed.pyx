@@ -37,12 +37,12 @@ cdef int64_t source_floats(const Source *s) noexcept nogil:
     return <int64_t>source_planes(s) * s.rows * s.columns * (1 if s.planar else s.block)
 
 
-cdef inline int first_inside(int offset, int step) noexcept nogil:
+cdef inline int first_inside(int64_t offset, int step) noexcept nogil:
     return (-offset + step - 1) // step if offset < 0 else 0
 
 
-cdef inline int end_inside(int offset, int step, int size, int limit) noexcept nogil:
-    cdef int end = (limit - offset + step - 1) // step if limit > offset else 0
+cdef inline int end_inside(int64_t offset, int step, int size, int limit) noexcept nogil:
+    cdef int64_t end = (limit - offset + step - 1) // step if limit > offset else 0
     return min(size, end)
 
 

@@ -140,7 +140,7 @@ class Model:
             raise ShapeError(f"x must have the shape [N, {expected}], got {list(x.shape)}{hint}")
         if x.dtype == np.uint8:
             x = self._needed_preprocessing("predict with uint8 pixels").normalise(x)
-        return np.ascontiguousarray(x)
+        return np.ascontiguousarray(x if x.flags.aligned else x.copy())
 
     def _needed_preprocessing(self, what: str) -> Preprocessing:
         if self.preprocessing is None:

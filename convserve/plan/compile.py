@@ -14,8 +14,10 @@ from math import prod
 import numpy as np
 import numpy.typing as npt
 
+from convserve.errors import ShapeError, UnknownNameError
 from convserve.graph import Graph, layers
-from convserve.kernels._arguments import padding_sides
+from convserve.graph.graph import MAX_ELEMENTS
+from convserve.kernels._arguments import float32_shaped, padding_sides
 from convserve.kernels._executor import Executor
 from convserve.kernels._packed import PLANAR_CHANNELS, PackedConv
 from convserve.kernels._winograd import PackedWinograd
@@ -33,6 +35,8 @@ MAX_GROUP = 32
 GROUP_FLOATS = 96 * 1024
 # Pixels of all images of a group at the least, to reuse the weights of deep layers.
 MIN_PIXELS = 400
+# What a group's inputs and outputs of an affine layer may take: beyond, memory for no more speed.
+AFFINE_FLOATS = 4096 * 1024
 
 Halo = tuple[int, int, int, int]
 NO_HALO: Halo = (0, 0, 0, 0)
@@ -60,11 +64,17 @@ def compile_plan(
 ) -> Plan:
     """Compiles the plan that computes the named layers; by default the graph's outputs.
 
-    Raises UnknownNameError for a layer that does not exist.
+    Raises UnknownNameError for a layer that does not exist, ShapeError and TypeError for
+    parameters that do not fit the graph.
     """
     names = list(graph.outputs.values()) if outputs is None else list(outputs)
     asked = [graph.resolve(name) for name in names]
-    steps = lower(graph, params, list(dict.fromkeys(asked)))
+    checked: dict[str, Array] = {}
+    for name, spec in graph.parameter_specs().items():
+        if name not in params:
+            raise UnknownNameError(f"the parameter {name!r} is missing")
+        checked[name] = float32_shaped(params[name], name, spec.shape, "as its layer says")
+    steps = lower(graph, checked, list(dict.fromkeys(asked)))
     return Plan(_Compiler(graph, steps, asked).run(), steps)
 
 
@@ -132,9 +142,11 @@ class _Compiler:
         for step in reversed(self.steps.steps):
             names = [*step.inputs, *([step.residual] if step.residual else [])]
             floats = prod(step.shape) + sum(prod(self.steps.shapes[name]) for name in names)
-            if not isinstance(step.op, layers.Affine):
+            if isinstance(step.op, layers.Affine):
+                fitting = max(1, AFFINE_FLOATS // floats)
+            else:
                 fitting = max(1, GROUP_FLOATS // floats, MIN_PIXELS // prod(step.shape[1:]))
-                group = min(group, 1 << fitting.bit_length() - 1)
+            group = min(group, 1 << fitting.bit_length() - 1)
             sizes.append(group)
         sizes.reverse()
         groups = sorted(set(sizes)) or [MAX_GROUP]
@@ -156,9 +168,22 @@ class _Compiler:
             if asked is not None:
                 # written out at its own level, after all that level's steps
                 asked.last = len(self.steps.steps) + 1
-        for value in self.values.values():
+        for copy in self.copies.values():
+            self.check_size(self.graph.input_name, copy)
+        for name, value in self.values.items():
+            self.check_size(name, value)
             if value.level > value.made_at:
                 value.first = 0  # it fills up while the steps of lower levels run again and again
+
+    def check_size(self, name: str, value: _Value) -> None:
+        """Layers keep to the limit by themselves; the padding around them may be a thousandfold."""
+        (channels, height, width), (top, bottom, left, right) = value.shape, value.halo
+        floats = channels * (top + height + bottom) * (left + width + right)
+        if floats > MAX_ELEMENTS:
+            raise ShapeError(
+                f"{name!r} with the padding of the convolutions that read it has {floats} "
+                f"values, more than {MAX_ELEMENTS}"
+            )
 
     def source(self, name: str, step: Step, level: int) -> _Value | None:
         """The value that a step reads; None for the network's input read in place."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import insort
 from dataclasses import dataclass
 
 __all__ = ["Extent", "place"]
@@ -37,6 +38,5 @@ def place(extents: dict[int, Extent]) -> dict[int, int]:
             end = max(end, stop)
         offset = end if best is None else best
         offsets[key] = offset
-        placed.append((offset, offset + size, extent))
-        placed.sort(key=lambda item: item[:2])
+        insort(placed, (offset, offset + size, extent), key=lambda item: item[:2])
     return offsets

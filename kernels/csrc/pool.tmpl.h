@@ -1,7 +1,8 @@
 /* Pooling over blocked tensors; windows are clipped to the input. */
 
 CS_INLINE int clip_first(int start) { return start < 0 ? -start : 0; }
-CS_INLINE int clip_end(int start, int size, int limit) { return start + size > limit ? limit - start : size; }
+/* start + size may be beyond the ints, limit - start is not */
+CS_INLINE int clip_end(int start, int size, int limit) { return size > limit - start ? limit - start : size; }
 
 static void max_pool(const cs_pool *p, int block, int oh0, int oh1, const float *x, float *y) {
     x += block * p->x_plane;
@@ -34,9 +35,9 @@ static void avg_pool(const cs_pool *p, int block, int oh0, int oh1, const float 
             for (int kh = kh0; kh < kh1; kh++)
                 for (int kw = kw0; kw < kw1; kw++)
                     sum += v_load(x + (h + kh) * p->x_row + (int64_t)(w + kw) * CS_VL);
-            const int count = p->count_padding ? clip_end(h, p->kh, p->h + p->pb) * clip_end(w, p->kw, p->w + p->pr)
-                                               : (kh1 - kh0) * (kw1 - kw0);
-            v_store(y + oh * p->y_row + (int64_t)ow * CS_VL, sum / v_set((float)count));
+            const int rows = p->count_padding ? clip_end(h, p->kh, p->h + p->pb) : kh1 - kh0;
+            const int columns = p->count_padding ? clip_end(w, p->kw, p->w + p->pr) : kw1 - kw0;
+            v_store(y + oh * p->y_row + (int64_t)ow * CS_VL, sum / v_set((float)((int64_t)rows * columns)));
         }
     }
 }
