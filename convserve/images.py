@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import stat
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 
@@ -48,6 +49,10 @@ _SUFFIXES = {
 _FORMATS = tuple(_SUFFIXES)
 EXTENSIONS = frozenset(suffix for suffixes in _SUFFIXES.values() for suffix in suffixes)
 _ORIENTATION = 0x0112  # the EXIF tag
+# A JPEG's scans, by marker, length and components. Each passes over the whole image: cameras and
+# encoders write up to a dozen, and a small file may hold enough of them to decode for hours.
+_SCAN = re.compile(rb"\xff\xda\x00(?:\x08\x01|\x0a\x02|\x0c\x03|\x0e\x04)")
+_MAX_SCANS = 100
 
 
 def to_pixels(
@@ -117,6 +122,7 @@ def _read(
         raise _fault(name, error) from error
     _check_size(picture, name, max_pixels)
     if picture.format in ("JPEG", "MPO"):
+        _check_scans(file, name)
         # Square, since the orientation may turn the image by 90 degrees later.
         side = 2 * max(preprocessing.height, preprocessing.width)
         picture.draft(None, (side, side))
@@ -131,6 +137,15 @@ def _check_size(picture: Image.Image, name: str, max_pixels: int) -> None:
         raise ImageError(
             f"{name}: {width} x {height} pixels are more than the limit of {max_pixels:,}"
         )
+
+
+def _check_scans(file: BinaryIO, name: str) -> None:
+    position = file.tell()
+    file.seek(0)
+    scans = len(_SCAN.findall(file.read()))
+    file.seek(position)
+    if scans > _MAX_SCANS:
+        raise ImageError(f"{name}: {scans} scans are more than the limit of {_MAX_SCANS}")
 
 
 def _convert(picture: Image.Image, name: str, preprocessing: Preprocessing) -> NDArray[np.uint8]:

@@ -263,6 +263,14 @@ def test_a_bomb_is_refused_from_its_header(size: tuple[int, int]) -> None:
             to_pixels(data, GREY)
 
 
+def test_a_jpeg_of_endless_scans_is_refused() -> None:
+    data = encode(picture(), "JPEG", progressive=True)
+    last = data.rindex(b"\xff\xda")
+    assert to_pixels(data[:-2] + data[last:], RGB).shape == (3, 12, 20)
+    with pytest.raises(ImageError, match="scans are more than the limit of 100"):
+        to_pixels(data[:-2] + data[last:-2] * 100 + b"\xff\xd9", RGB)
+
+
 def test_the_limit_can_be_chosen() -> None:
     data = encode(picture(), "PNG")
     assert to_pixels(data, RGB, max_pixels=240).shape == (3, 12, 20)

@@ -218,6 +218,7 @@ def test_an_address_of_another_machine(digits_path):
         (["{file}", "--max-batch-size", "0"], 2, "--max-batch-size"),
         (["{file}", "--port", "65536"], 2, "--port"),
         (["{file}", "--max-message-mb", "0"], 2, "--max-message-mb"),
+        (["{file}", "--max-pixels", "178956971"], 2, "--max-pixels"),  # Pillow has a limit, too
         (["{file}", "--host", ""], 2, "--host must not be empty"),
         (
             ["{file}", "--host", "no.such.host.invalid", "--log-level", "error"],
