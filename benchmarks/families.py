@@ -20,14 +20,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-# This folder has a module named as one of the standard library's, which torch imports.
-sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != Path(__file__).parent]
+import torch
+from torch import nn
 
-import torch  # noqa: E402
-from torch import nn  # noqa: E402
-
-from convserve.convert import convert_onnx, verify  # noqa: E402
-from convserve.engine.model import Model  # noqa: E402
+from convserve.convert import convert_onnx, verify
+from convserve.engine.model import Model
 
 LIMIT = 1e-4
 

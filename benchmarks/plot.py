@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.contestants import OURS, PEERS
-from benchmarks.statistics import Row, best_peer, rate, ratio_to_best
+from benchmarks.ratios import Row, best_peer, rate, ratio_to_best
 
 COLOURS = {"onnxruntime": "#4c72b0", "openvino": "#8172b3", "torch": "#dd8452",
            "ncnn": "#55a868", "mnn": "#937860"}  # fmt: skip

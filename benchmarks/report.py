@@ -9,8 +9,7 @@ from pathlib import Path
 
 from benchmarks import results
 from benchmarks.contestants import OURS, OURS_1_THREAD, OURS_BY_BATCH, PEERS
-from benchmarks.results import Run
-from benchmarks.statistics import (
+from benchmarks.ratios import (
     REFERENCE,
     Expected,
     Ratio,
@@ -24,6 +23,7 @@ from benchmarks.statistics import (
     read_expected,
     suspects,
 )
+from benchmarks.results import Run
 
 EXPECTED = Path(__file__).with_name("expected.txt")
 TITLES = {

@@ -11,7 +11,7 @@ import platform
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from benchmarks.statistics import Row
+from benchmarks.ratios import Row
 
 
 @dataclass(frozen=True)

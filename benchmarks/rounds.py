@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from benchmarks.contestants import OURS, PEERS
 from benchmarks.models import Network
 from benchmarks.process import Process, WorkerError
-from benchmarks.statistics import REFERENCE, Row
+from benchmarks.ratios import REFERENCE, Row
 
 TOLERANCE = 1e-3  # of the largest output: contestants that differ more don't compute the same
 # A call of less work, about half a millisecond, may be faster with one thread than with two.

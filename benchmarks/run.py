@@ -13,10 +13,10 @@ from pathlib import Path
 from benchmarks import report, results
 from benchmarks.contestants import OURS, OURS_1_THREAD, OURS_BY_BATCH, PEERS
 from benchmarks.models import NETWORKS, Network, write_layer, write_network
+from benchmarks.ratios import Row, best_peer, rate, ratio_to_best, read_expected, suspects
 from benchmarks.results import Run
 from benchmarks.rounds import Plan, measure
 from benchmarks.shapes import read_layers
-from benchmarks.statistics import Row, best_peer, rate, ratio_to_best, read_expected, suspects
 
 SHAPES = Path(__file__).with_name("shapes")
 LAYER_PEERS = ("onnxruntime", "ncnn")

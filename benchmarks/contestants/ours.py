@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import convserve
-from benchmarks import onnx_graph
 from benchmarks.contestants import Array, Job, Runner, Setting
 from convserve import kernels
 
@@ -40,6 +39,5 @@ def predictor(job: Job, **options: Any) -> Runner:
 def _convert(job: Job) -> Path:
     path = job.folder / f"{job.model.stem}.npz"
     if not path.exists():
-        convert = getattr(convserve, "convert_onnx", None) or onnx_graph.convert
-        convert(job.model, path)
+        convserve.convert_onnx(job.model, path)
     return path

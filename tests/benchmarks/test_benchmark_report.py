@@ -3,8 +3,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks import report, results
+from benchmarks.ratios import Row
 from benchmarks.results import Run
-from benchmarks.statistics import Row
 
 RUN = Run("Some CPU", 2, "2026-01-31", rounds=3, seconds=0.3, slow_settings=True)
 
