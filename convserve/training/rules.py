@@ -135,9 +135,8 @@ def _batch_norm(op: Any, inputs: Inputs, params: Params, rng: Rng) -> tuple[Arra
 
 
 def _batch_norm_back(op: Any, saved: Any, grad: Array, params: Params) -> Grads:
-    dx, dweight, dbias = kernels.batch_norm_backward(
-        grad, *saved, weight=params["weight"], eps=op.eps
-    )
+    x, mean, var = saved
+    dx, dweight, dbias = kernels.batch_norm_backward(grad, x, mean, var, params["weight"], op.eps)
     return [dx], {"weight": dweight, "bias": dbias}
 
 
