@@ -97,7 +97,7 @@ static void work(void *argument, int rank, int size) {
 /* Sharing a single image pays only while the threads keep their cores: on a machine that is busy
  * otherwise each wait may last a time slice. So both ways are timed, the better one is taken, and
  * the other is tried again now and then, more and more rarely. The results are the same bits. */
-enum { FIRST_TRIAL = 32, RAREST_TRIAL = 1024 };
+enum { FIRST_TRIAL = 4, RAREST_TRIAL = 1024 };   /* in runs */
 
 static int may_share(cs_pace *pace) {
     const int64_t alone = atomic_load_explicit(&pace->mean[0], memory_order_relaxed);
@@ -114,8 +114,8 @@ static void learn(cs_pace *pace, int shared, int64_t nanoseconds) {
     int64_t mean = atomic_load_explicit(&pace->mean[shared], memory_order_relaxed);
     const int64_t other = atomic_load_explicit(&pace->mean[!shared], memory_order_relaxed);
     const int was_better = mean < other;
-    if (mean && nanoseconds > 4 * mean)
-        nanoseconds = 4 * mean;     /* one lost time slice says little */
+    if (mean && nanoseconds > 2 * mean)
+        nanoseconds = 2 * mean;     /* one lost time slice says little */
     /* a fast run shows what is possible, a slow one may have been bad luck */
     mean = mean && nanoseconds > mean ? mean + (nanoseconds - mean) / 4 : nanoseconds;
     atomic_store_explicit(&pace->mean[shared], mean, memory_order_relaxed);
