@@ -146,7 +146,10 @@ void cs_plan_run(const cs_plan *plan, cs_pace *pace, int64_t n, const float *x,
         const int shared = may_share(pace);
         const int64_t start = now();
         if (shared) {
-            cs_team_run_together(threads, work, &r);
+            /* long work is worth waiting for a thread that has to wake up first */
+            const int64_t alone = atomic_load_explicit(&pace->mean[0], memory_order_relaxed) / 8;
+            cs_team_run_together(threads, alone < 20000 ? 20000 : alone > 1000000 ? 1000000 : alone,
+                                 work, &r);
         } else {
             r.parts = 1;
             work(&r, 0, 1);

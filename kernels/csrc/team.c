@@ -9,7 +9,6 @@
 
 #define TEAM_MAX 256
 #define SPIN_NANOSECONDS 50000L     /* a sleeper's wake-up costs about as much */
-#define GATHER_NANOSECONDS 20000L   /* how long the others may take to come */
 
 static pthread_mutex_t taken = PTHREAD_MUTEX_INITIALIZER;   /* held by the caller whose call runs */
 static pthread_mutex_t sleeping = PTHREAD_MUTEX_INITIALIZER;
@@ -172,7 +171,7 @@ void cs_team_run(int threads, cs_team_work *work, void *argument) {
     pthread_mutex_unlock(&taken);
 }
 
-void cs_team_run_together(int threads, cs_team_work *work, void *argument) {
+void cs_team_run_together(int threads, long patience, cs_team_work *work, void *argument) {
     if (threads > TEAM_MAX)
         threads = TEAM_MAX;
     if (!take(threads)) {
@@ -183,7 +182,7 @@ void cs_team_run_together(int threads, cs_team_work *work, void *argument) {
     const long start = nanoseconds();
     for (int i = 1; JOINED(atomic_load_explicit(&call, memory_order_acquire)) < threads - 1; i++) {
         pause_cpu();
-        if (i % 64 == 0 && nanoseconds() - start > GATHER_NANOSECONDS)
+        if (i % 64 == 0 && nanoseconds() - start > patience)
             break;
     }
     const int joined = close_call();

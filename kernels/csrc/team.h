@@ -15,7 +15,7 @@ typedef void cs_team_work(void *argument, int rank, int size);
 void cs_team_run(int threads, cs_team_work *work, void *argument);
 
 /* Calls work(argument, rank, size) at the same time for each rank below size, which is the number
- * of threads, the caller among them, that came within some microseconds. */
-void cs_team_run_together(int threads, cs_team_work *work, void *argument);
+ * of threads, the caller among them, that came within so many nanoseconds. */
+void cs_team_run_together(int threads, long patience, cs_team_work *work, void *argument);
 
 #endif
