@@ -60,11 +60,6 @@ def use_isa(name):
     in_use = found
 
 
-def block():
-    """Channels in one block of the blocked layout of the instruction set in use."""
-    return in_use.block
-
-
 def num_threads():
     """How many threads the public functions use at the most."""
     return threads

@@ -1,7 +1,8 @@
 """Encoded images of requests to pixels, in a few threads of their own.
 
 Decoding runs beside computing and never on the threads that answer health checks. The number of
-threads bounds the memory that decoding takes: each holds one image of at most `max_pixels`.
+threads bounds the memory that decoding takes: each holds one image of at most `max_pixels`,
+and up to three copies of it while transparency is laid over black.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
  * Blocked layout (NCHWc): one image of C channels is stored as ceil(C / b) planes of H rows of W
  * pixels of b floats, b = cs_kernels.block. Row and plane strides are free, so that a tensor may
  * carry a halo (the zero padding that the next convolution reads) or be a part of a concatenation.
- * The last block's surplus channels hold finite but otherwise arbitrary values that nobody reads.
+ * The last block's surplus channels hold arbitrary values, NaN among them, that no result depends on.
  * Strides and sizes count floats. All functions are single-threaded: callers split the work by
  * output ranges, never by a reduction, so that the bits do not depend on the number of threads.
  */
