@@ -23,6 +23,9 @@ CFLAGS = [
     "-Wno-psabi",
 ]  # fmt: skip
 ISA_FLAGS = {"base": []}
+if platform.machine() in ("aarch64", "arm64") and "clang" not in os.environ.get("CC", ""):
+    # GCC would carry the broadcasts from one step of a loop to the next, and spill the sums.
+    ISA_FLAGS["base"] = ["-fno-predictive-commoning"]
 if platform.machine() in ("x86_64", "AMD64"):
     ISA_FLAGS["avx2"] = ["-mavx2", "-mfma"]
     ISA_FLAGS["avx512"] = [

@@ -14,9 +14,9 @@ CS_INLINE void conv_tile(const int nb, const int np, const int step, const cs_co
                          const float *r, float *y) {
     vf acc[4][CS_PX_MAX];
     const int64_t x_px = step ? step : p->x_px;
-#pragma GCC unroll 4
+CS_UNROLL(4)
     for (int b = 0; b < nb; b++)
-#pragma GCC unroll 16
+CS_UNROLL(16)
         for (int i = 0; i < np; i++)
             acc[b][i] = v_load(bias + b * CS_VL);
 
@@ -27,13 +27,13 @@ CS_INLINE void conv_tile(const int nb, const int np, const int step, const cs_co
                 const float *xr = x + c * p->x_plane + kh * p->x_kh + kw * p->x_kw;
                 for (int k = 0; k < inner; k++, w += nb * CS_VL) {
                     vf wv[4];
-#pragma GCC unroll 4
+CS_UNROLL(4)
                     for (int b = 0; b < nb; b++)
                         wv[b] = v_load(w + b * CS_VL);
-#pragma GCC unroll 16
+CS_UNROLL(16)
                     for (int i = 0; i < np; i++) {
                         const vf xv = v_set(xr[i * x_px + k]);
-#pragma GCC unroll 4
+CS_UNROLL(4)
                         for (int b = 0; b < nb; b++)
                             acc[b][i] += xv * wv[b];
                     }
@@ -42,9 +42,9 @@ CS_INLINE void conv_tile(const int nb, const int np, const int step, const cs_co
     }
 
     const vf low = v_set(p->activation.low), high = v_set(p->activation.high);
-#pragma GCC unroll 4
+CS_UNROLL(4)
     for (int b = 0; b < nb; b++)
-#pragma GCC unroll 16
+CS_UNROLL(16)
         for (int i = 0; i < np; i++) {
             vf v = acc[b][i];
             if (r)

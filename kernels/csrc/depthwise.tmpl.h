@@ -5,34 +5,34 @@
 CS_INLINE void depthwise_tile(const int np, const int taps, const int step, const cs_depthwise *p,
                               const float *x, const float *w, vf bias, float *y) {
     vf acc[6];
-#pragma GCC unroll 8
+CS_UNROLL(8)
     for (int i = 0; i < np; i++)
         acc[i] = bias;
     for (int kh = 0; kh < p->kh; kh++) {
         const float *xr = x + kh * p->x_kh;
         if (taps) {
             vf row[16];
-#pragma GCC unroll 16
+CS_UNROLL(16)
             for (int j = 0; j < (np - 1) * step + taps; j++)
                 row[j] = v_load(xr + j * CS_VL);
-#pragma GCC unroll 8
+CS_UNROLL(8)
             for (int kw = 0; kw < taps; kw++, w += CS_VL) {
                 const vf wv = v_load(w);
-#pragma GCC unroll 8
+CS_UNROLL(8)
                 for (int i = 0; i < np; i++)
                     acc[i] += row[i * step + kw] * wv;
             }
         } else {
             for (int kw = 0; kw < p->kw; kw++, w += CS_VL) {
                 const vf wv = v_load(w);
-#pragma GCC unroll 8
+CS_UNROLL(8)
                 for (int i = 0; i < np; i++)
                     acc[i] += v_load(xr + kw * p->x_kw + i * p->x_px) * wv;
             }
         }
     }
     const vf low = v_set(p->activation.low), high = v_set(p->activation.high);
-#pragma GCC unroll 8
+CS_UNROLL(8)
     for (int i = 0; i < np; i++)
         v_store(y + i * CS_VL, v_clip(acc[i], low, high));
 }

@@ -4,10 +4,8 @@
 #include <stdatomic.h>
 #include <time.h>
 
+#include "cpu.h"
 #include "team.h"
-#if defined(__SSE__)
-#include <xmmintrin.h>
-#endif
 
 /* Sense-reversing: the last to arrive lets the others go on. */
 struct cs_barrier {
@@ -37,9 +35,7 @@ void cs_wait(const cs_task *task) {
         return;
     }
     for (int i = 0; atomic_load_explicit(&b->round, memory_order_acquire) == round; i++) {
-#if defined(__SSE__)
-        _mm_pause();
-#endif
+        cs_pause();
         if (i > 10000)
             sched_yield();  /* the other thread may have lost its core */
     }
@@ -69,11 +65,7 @@ static void work(void *argument, int rank, int size) {
     cs_task task = {.plan = plan, .x = r->x, .results = r->results, .size = 1, .barrier = &r->barrier};
     task.scratch = r->arenas[rank] + plan->scratch;
     task.shared_scratch = r->arenas[0] + plan->scratch;
-#if defined(__SSE__)
-    /* denormals are flushed to zero: on some CPUs each one costs a hundred cycles */
-    const unsigned before = _mm_getcsr();
-    _mm_setcsr(before | 0x8040);
-#endif
+    const uint64_t mode = cs_flush_denormals();
     if (r->parts) {
         task.arena = r->arenas[rank];
         for (;;) {
@@ -89,9 +81,7 @@ static void work(void *argument, int rank, int size) {
         task.size = size;
         run_level(&task, plan->levels - 1, 0, r->n);
     }
-#if defined(__SSE__)
-    _mm_setcsr(before);
-#endif
+    cs_restore_denormals(mode);
 }
 
 /* Sharing a single image pays only while the threads keep their cores: on a machine that is busy

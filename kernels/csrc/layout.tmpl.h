@@ -7,7 +7,7 @@ static void pack(int channels, int h0, int h1, int w, const float *x, int64_t x_
             const float *xp = x + h * x_h + j * x_w;
             float *yp = y + h * y_row + j * y_px;
             if (channels == CS_VL) {
-#pragma GCC unroll 16
+CS_UNROLL(16)
                 for (int c = 0; c < CS_VL; c++)
                     yp[c] = xp[c * x_c];
             } else {

@@ -6,7 +6,7 @@ static double peak(int64_t rounds, float *sink) {
     for (int i = 0; i < 12; i++)
         acc[i] = v_set(sink[2] + (float)i);
     for (int64_t r = 0; r < rounds; r++) {
-#pragma GCC unroll 12
+CS_UNROLL(12)
         for (int i = 0; i < 12; i++)
             acc[i] = acc[i] * a + b;
     }

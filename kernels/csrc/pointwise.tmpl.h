@@ -72,7 +72,7 @@ static void rearrange(int w, const int64_t *from, const float *x, float *y) {
         memcpy(y, x + from[0], sizeof(float) * w * CS_VL);
     } else {
         for (int64_t i = 0; i < w; i++)
-#pragma GCC unroll 16
+CS_UNROLL(16)
             for (int l = 0; l < CS_VL; l++)
                 y[i * CS_VL + l] = x[from[l] + i * CS_VL];
     }

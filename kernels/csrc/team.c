@@ -1,5 +1,7 @@
 #include "team.h"
 
+#include "cpu.h"
+
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
@@ -32,18 +34,10 @@ static void *current_argument;
 #define PLACES(value) ((int)((value) >> 16 & 0x7fff))
 #define JOINED(value) ((int)((value) & 0xffff))
 
-static void pause_cpu(void) {
-#if defined(__x86_64__)
-    __builtin_ia32_pause();
-#elif defined(__aarch64__)
-    __asm__ __volatile__("yield");
-#endif
-}
-
-/* between two looks at what another thread will change; it may have lost its core */
+/* likewise where the other thread may have lost its core */
 static void wait_a_little(int round) {
     if (round < 4096)
-        pause_cpu();
+        cs_pause();
     else
         sched_yield();
 }
@@ -59,7 +53,7 @@ static uint64_t next_call(uint64_t seen) {
     const long start = nanoseconds();
     uint64_t value;
     for (int i = 1; NUMBER(value = atomic_load_explicit(&call, memory_order_acquire)) == seen; i++) {
-        pause_cpu();
+        cs_pause();
         if (i % 64 == 0 && nanoseconds() - start > SPIN_NANOSECONDS) {
             pthread_mutex_lock(&sleeping);
             atomic_fetch_add(&sleepers, 1);
@@ -181,7 +175,7 @@ void cs_team_run_together(int threads, long patience, cs_team_work *work, void *
     open_call(threads - 1, 0, work, argument);
     const long start = nanoseconds();
     for (int i = 1; JOINED(atomic_load_explicit(&call, memory_order_acquire)) < threads - 1; i++) {
-        pause_cpu();
+        cs_pause();
         if (i % 64 == 0 && nanoseconds() - start > patience)
             break;
     }

@@ -11,9 +11,17 @@
 #include "cs.h"
 #if defined(__SSE__)
 #include <immintrin.h>
+#elif defined(__ARM_NEON)
+#include <arm_neon.h>
 #endif
 
 #define CS_INLINE static inline __attribute__((always_inline))
+#if defined(__clang__)
+#define CS_UNROLL(n) _Pragma("clang loop unroll(full)")
+#else
+#define CS_PRAGMA(words) _Pragma(#words)
+#define CS_UNROLL(n) CS_PRAGMA(GCC unroll n)
+#endif
 #define CS_CAT2(a, b) a##b
 #define CS_CAT(a, b) CS_CAT2(a, b)
 
@@ -31,7 +39,8 @@ CS_INLINE vf v_select(vi mask, vf a, vf b) { return (vf)((mask & (vi)a) | (~mask
 CS_INLINE vf v_max(vf a, vf b) { return v_select((a >= b) | (a != a), a, b); }
 CS_INLINE vf v_abs(vf v) { return (vf)((vi)v & 0x7fffffff); }
 
-/* v held within [low, high]. NaN stays NaN: x86 takes the second operand where one of them is. */
+/* v held within [low, high]. NaN stays NaN: x86 takes the second operand where one of
+ * them is, NEON the NaN. */
 CS_INLINE vf v_clip(vf v, vf low, vf high) {
 #if defined(__AVX512F__) && CS_VL == 16
     return (vf)_mm512_min_ps((__m512)high, _mm512_max_ps((__m512)low, (__m512)v));
@@ -39,6 +48,8 @@ CS_INLINE vf v_clip(vf v, vf low, vf high) {
     return (vf)_mm256_min_ps((__m256)high, _mm256_max_ps((__m256)low, (__m256)v));
 #elif defined(__SSE__) && CS_VL == 4
     return (vf)_mm_min_ps((__m128)high, _mm_max_ps((__m128)low, (__m128)v));
+#elif defined(__ARM_NEON) && CS_VL == 4
+    return (vf)vminq_f32((float32x4_t)high, vmaxq_f32((float32x4_t)low, (float32x4_t)v));
 #else
     v = v_select(low > v, low, v);
     return v_select(high < v, high, v);

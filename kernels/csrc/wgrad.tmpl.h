@@ -6,9 +6,9 @@ CS_INLINE void wgrad_tile(const int ni, const int nb, const cs_wgrad *p, int ldw
                           const float *g, float *dw) {
     for (int64_t n = 0; n < p->n; n++) {
         vf acc[8][2];
-#pragma GCC unroll 8
+CS_UNROLL(8)
         for (int i = 0; i < ni; i++)
-#pragma GCC unroll 2
+CS_UNROLL(2)
             for (int b = 0; b < nb; b++)
                 acc[i][b] = (vf){0};
         for (int64_t oh = 0; oh < p->oh; oh++) {
@@ -16,21 +16,21 @@ CS_INLINE void wgrad_tile(const int ni, const int nb, const cs_wgrad *p, int ldw
             const float *gr = g + n * p->g_image + oh * p->g_row;
             for (int64_t ow = 0; ow < p->ow; ow++, xr += p->x_px, gr += CS_VL) {
                 vf gv[2];
-#pragma GCC unroll 2
+CS_UNROLL(2)
                 for (int b = 0; b < nb; b++)
                     gv[b] = v_load(gr + b * p->g_block);
-#pragma GCC unroll 8
+CS_UNROLL(8)
                 for (int i = 0; i < ni; i++) {
                     const vf xv = v_set(xr[i]);
-#pragma GCC unroll 2
+CS_UNROLL(2)
                     for (int b = 0; b < nb; b++)
                         acc[i][b] += xv * gv[b];
                 }
             }
         }
-#pragma GCC unroll 8
+CS_UNROLL(8)
         for (int i = 0; i < ni; i++)
-#pragma GCC unroll 2
+CS_UNROLL(2)
             for (int b = 0; b < nb; b++) {
                 float *d = dw + (int64_t)i * ldw + b * CS_VL;
                 v_store(d, v_load(d) + acc[i][b]);

@@ -51,9 +51,9 @@ CS_INLINE void winograd_input_tile(const int m, const float *x, int64_t x_row, i
     const int n = m + 2;
     vf d[36], t[36];
     if (rows >= n && columns >= n) {
-#pragma GCC unroll 6
+CS_UNROLL(6)
         for (int i = 0; i < n; i++)
-#pragma GCC unroll 6
+CS_UNROLL(6)
             for (int j = 0; j < n; j++)
                 d[i * n + j] = v_load(x + i * x_row + j * CS_VL);
     } else {
@@ -61,20 +61,20 @@ CS_INLINE void winograd_input_tile(const int m, const float *x, int64_t x_row, i
             for (int j = 0; j < n; j++)
                 d[i * n + j] = i < rows && j < columns ? v_load(x + i * x_row + j * CS_VL) : (vf){0};
     }
-#pragma GCC unroll 6
+CS_UNROLL(6)
     for (int j = 0; j < n; j++)
         if (m == 4)
             winograd_bt4(d + j, n, t + j, n);
         else
             winograd_bt2(d + j, n, t + j, n);
-#pragma GCC unroll 6
+CS_UNROLL(6)
     for (int i = 0; i < n; i++) {
         vf row[6];
         if (m == 4)
             winograd_bt4(t + i * n, 1, row, 1);
         else
             winograd_bt2(t + i * n, 1, row, 1);
-#pragma GCC unroll 6
+CS_UNROLL(6)
         for (int j = 0; j < n; j++)
             v_store(v + (i * n + j) * v_coefficient, row[j]);
     }
@@ -86,21 +86,21 @@ CS_INLINE void winograd_output_tile(const int m, const float *mm, int64_t m_coef
                                     int64_t y_row, int rows, int columns) {
     const int n = m + 2;
     vf t[24], out[16];
-#pragma GCC unroll 6
+CS_UNROLL(6)
     for (int j = 0; j < n; j++) {
         vf column[6], half[4];
-#pragma GCC unroll 6
+CS_UNROLL(6)
         for (int i = 0; i < n; i++)
             column[i] = v_load(mm + (i * n + j) * m_coefficient);
         if (m == 4)
             winograd_at4(column, 1, half, 1);
         else
             winograd_at2(column, 1, half, 1);
-#pragma GCC unroll 4
+CS_UNROLL(4)
         for (int i = 0; i < m; i++)
             t[i * n + j] = half[i];
     }
-#pragma GCC unroll 4
+CS_UNROLL(4)
     for (int i = 0; i < m; i++)
         if (m == 4)
             winograd_at4(t + i * n, 1, out + i * m, 1);
