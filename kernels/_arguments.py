@@ -44,6 +44,12 @@ class Window(NamedTuple):
     ow: int
 
 
+def halves(window: Window, height: int, width: int) -> bool:
+    """Whether a pooling window takes 2 x 2 values of an image that wide and high, none twice."""
+    clipped = 2 * window.oh > height or 2 * window.ow > width
+    return window[:4] == (2, 2, 2, 2) and window.pt == window.pl == 0 and not clipped
+
+
 def integer(value: object, name: str, minimum: int = 0) -> int:
     """The value as an int within [minimum, 2**31 - 1]."""
     if isinstance(value, (bool, np.bool_)):

@@ -18,7 +18,7 @@ cdef extern from "cs.h" nogil:
         int64_t x_plane, x_kh, x_kw, x_px, x_oh
         int64_t y_block, y_row, y_px
         int64_t r_block, r_row, r_px
-        int32_t tiles
+        int32_t filters, pixels, pool, tiles
         const cs_conv_tile *tile
 
     ctypedef struct cs_depthwise:
@@ -28,7 +28,7 @@ cdef extern from "cs.h" nogil:
         int64_t y_block, y_row
 
     ctypedef struct cs_winograd:
-        int32_t m, planes, blocks, h, w, oh, ow, rows, columns
+        int32_t m, planes, blocks, h, w, oh, ow, rows, columns, pool
         cs_activation activation
         int64_t x_plane, x_row, y_block, y_row, r_block, r_row
 
@@ -56,6 +56,7 @@ cdef extern from "cs.h" nogil:
         const char *isa
         int32_t block
         int (*conv_tile_blocks)(int ow, int blocks) noexcept nogil
+        int (*conv_by_pixels)(int ow, int filters, int taps) noexcept nogil
         void (*conv)(const cs_conv *p, int t, int oh0, int oh1, const float *x, const float *w,
                      const float *bias, const float *r, float *y) noexcept nogil
         void (*depthwise)(const cs_depthwise *p, int block, int oh0, int oh1, const float *x,

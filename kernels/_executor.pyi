@@ -53,6 +53,7 @@ class Executor:
         window: Window,
         activation: Activation | None = None,
         residual: int | None = None,
+        pool: tuple[Window, bool, bool] | None = None,
     ) -> None: ...
     def winograd(
         self,
@@ -63,6 +64,7 @@ class Executor:
         window: Window,
         activation: Activation | None = None,
         residual: int | None = None,
+        pool: bool = False,
     ) -> None: ...
     def affine(
         self, level: int, x: int, y: int, packed: PackedConv, activation: Activation | None = None

@@ -14,6 +14,8 @@ from convserve.kernels._core cimport (
 from convserve.kernels._packed cimport PackedConv
 from convserve.kernels._winograd cimport PackedWinograd
 
+from convserve.kernels._arguments import halves
+
 cdef extern from "executor.h" nogil:
     enum: CS_STAGE, CS_CONV, CS_WINOGRAD, CS_AFFINE, CS_DEPTHWISE, CS_MAX_POOL, CS_AVG_POOL
     enum: CS_GLOBAL_AVG_POOL, CS_GLOBAL_MAX_POOL, CS_SCALE_SHIFT, CS_PRELU, CS_ARITHMETIC
@@ -24,6 +26,11 @@ cdef extern from "executor.h" nogil:
     ctypedef struct cs_tensor:
         int32_t channels, height, width, top, bottom, left, right, planar, level
         int64_t px, row, plane, image, offset
+
+    ctypedef struct cs_conv_op:
+        cs_conv conv
+        int32_t pooling, rows, strip
+        cs_pool pool
 
     ctypedef struct cs_winograd_op:
         cs_winograd tiles
@@ -40,7 +47,8 @@ cdef extern from "executor.h" nogil:
         float value
 
     ctypedef union cs_op_parameters:
-        cs_conv conv
+        cs_conv_op conv
+        cs_conv affine
         cs_winograd_op winograd
         cs_depthwise depthwise
         cs_pool pool
@@ -76,6 +84,17 @@ cdef double THREADS_FROM = 1e6
 cdef int MAX_THREADS = 256
 # Of a Winograd pass: most of a second-level cache.
 cdef int SCRATCH_FLOATS = 160 * 1024
+
+
+# Of the rows that a convolution hands to the pooling after it.
+cdef int STRIP_FLOATS = 16 * 1024
+
+
+cdef void set_window(cs_pool *p, window, bint count_padding):
+    p.oh, p.ow = window.oh, window.ow
+    p.kh, p.kw, p.sh, p.sw = window.kh, window.kw, window.sh, window.sw
+    p.pt, p.pb, p.pl, p.pr = window.pt, window.pb, window.pl, window.pr
+    p.count_padding = count_padding
 
 
 cdef class Executor:
@@ -238,26 +257,55 @@ cdef class Executor:
         self._op(CS_ACTIVATE, level, x, y).as_.activation = described(activation)
 
     def conv(self, int level, int x, int y, PackedConv packed, window, activation=None,
-             residual=None):
-        """A convolution whose padding is x's halo; the residual is added before the activation."""
+             residual=None, pool=None):
+        """A convolution whose padding is x's halo; the residual is added before the activation.
+
+        pool: the window, whether the largest is taken and whether padding counts, of the pooling
+        that is done after the activation, on store.
+        """
         cdef cs_op *op = self._op(CS_CONV, level, x, y)
+        cdef cs_conv_op *o = &op.as_.conv
         cdef cs_tensor *tx = &self.tensors[x]
         cdef cs_tensor *ty = &self.tensors[y]
         cdef cs_tensor *tr
         packed.read_from(tx.plane, tx.row, tx.px)
         packed.write_to(ty.plane, ty.row, ty.px)
-        op.as_.conv = packed.conv
-        op.as_.conv.activation = described(activation)
+        o.conv = packed.conv
+        o.conv.activation = described(activation)
+        o.rows, o.pooling = ty.height, -1
         op.x_start = -<int64_t>window.pt * tx.row - window.pl * tx.px
         self._keep(op, packed)
         if residual is not None:
-            op.r = residual
+            op.r, o.conv.pixels = residual, 0
             tr = &self.tensors[op.r]
-            op.as_.conv.r_block, op.as_.conv.r_row, op.as_.conv.r_px = tr.plane, tr.row, tr.px
+            o.conv.r_block, o.conv.r_row, o.conv.r_px = tr.plane, tr.row, tr.px
+        if pool is not None:
+            self._pool_on_store(o, ty, pool)
+
+    cdef void _pool_on_store(self, cs_conv_op *o, cs_tensor *ty, pool):
+        window, largest, count_padding = pool
+        cdef int block = self.plan.kernels.block, t, widest = 0
+        cdef cs_pool *p = &o.pool
+        if largest and o.conv.pixels and halves(window, o.conv.oh, o.conv.ow) and 2 * window.ow >= block:
+            o.conv.pool = 1
+            return
+        o.pooling = CS_MAX_POOL if largest else CS_AVG_POOL
+        p.h, p.w = o.conv.oh, o.conv.ow
+        set_window(p, window, count_padding)
+        p.x_row, p.y_row, p.y_plane = o.conv.ow * block, ty.row, ty.plane
+        for t in range(o.conv.tiles):
+            widest = max(widest, o.conv.tile[t].blocks)
+        rows = STRIP_FLOATS // (widest * p.x_row)
+        o.strip = max(1, min(o.rows, (rows - p.kh) // p.sh + 1))
+        p.x_plane = p.x_row * ((o.strip - 1) * p.sh + p.kh)
+        self.scratch_floats = max(self.scratch_floats, widest * p.x_plane)
 
     def winograd(self, int level, int x, int y, PackedWinograd packed, window, activation=None,
-                 residual=None):
-        """The same for 3 x 3 filters and stride 1, by Winograd tiles."""
+                 residual=None, bint pool=False):
+        """The same for 3 x 3 filters and stride 1, by Winograd tiles.
+
+        pool: the largest of each 2 x 2 outputs is stored.
+        """
         cdef cs_op *op = self._op(CS_WINOGRAD, level, x, y)
         cdef cs_winograd_op *o = &op.as_.winograd
         cdef cs_tensor *tx = &self.tensors[x]
@@ -272,7 +320,7 @@ cdef class Executor:
         o.tiles.h = tx.height + window.pt + window.pb
         o.tiles.w = tx.width + window.pl + window.pr
         o.tiles.rows, o.tiles.columns = (packed.oh + m - 1) // m, (packed.ow + m - 1) // m
-        o.tiles.activation = described(activation)
+        o.tiles.activation, o.tiles.pool = described(activation), pool
         o.tiles.x_plane, o.tiles.x_row = tx.plane, tx.row
         o.tiles.y_block, o.tiles.y_row = ty.plane, ty.row
         op.x_start = -<int64_t>window.pt * tx.row - window.pl * tx.px
@@ -296,9 +344,9 @@ cdef class Executor:
         cdef cs_tensor *ty = &self.tensors[y]
         packed.read_from(tx.plane, tx.row, tx.px)
         packed.write_to(ty.plane, 0, ty.image)
-        op.as_.conv = packed.conv
-        op.as_.conv.activation = described(activation)
-        op.as_.conv.x_px = tx.image
+        op.as_.affine = packed.conv
+        op.as_.affine.activation = described(activation)
+        op.as_.affine.x_px = tx.image
         self._keep(op, packed)
 
     cdef void _keep(self, cs_op *op, PackedConv packed):
@@ -362,10 +410,8 @@ cdef class Executor:
         cdef cs_tensor *tx = &self.tensors[x]
         cdef cs_tensor *ty = &self.tensors[y]
         cdef cs_pool *p = &op.as_.pool
-        p.h, p.w, p.oh, p.ow = tx.height, tx.width, window.oh, window.ow
-        p.kh, p.kw, p.sh, p.sw = window.kh, window.kw, window.sh, window.sw
-        p.pt, p.pb, p.pl, p.pr = window.pt, window.pb, window.pl, window.pr
-        p.count_padding = count_padding
+        p.h, p.w = tx.height, tx.width
+        set_window(p, window, count_padding)
         p.x_row, p.x_plane, p.y_row, p.y_plane = tx.row, tx.plane, ty.row, ty.plane
 
     def output(self, int level, int x, shape):

@@ -105,6 +105,10 @@ cdef class PackedConv:
         self.conv.last_plane = self.planes - 1
         self.conv.inner_last = self.inner(self.planes - 1)
         self.conv.activation = described(None)
+        self.conv.filters = self.filters
+        if self.planar and self.sw == 1 and self.groups == 1:
+            self.conv.pixels = self.kernels.conv_by_pixels(
+                self.conv.ow, self.filters, self.channels * self.kh * self.kw)
         self._lay_tiles()
 
         cdef const float[:, :, :, ::1] w = weight

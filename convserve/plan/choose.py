@@ -17,9 +17,10 @@ direct convolution runs at 95 % of the peak of 117; images a batch in brackets:
 from __future__ import annotations
 
 from convserve.graph import layers
-from convserve.kernels._arguments import Window
+from convserve.graph.layers import Shape
+from convserve.kernels._arguments import Window, halves
 
-__all__ = ["winograd_tile"]
+__all__ = ["can_pool", "is_depthwise", "winograd_tile"]
 
 # Winograd weights of F(4, 3), 36 a filter and channel, that no cache holds are read from memory
 # for each image; those of F(2, 3) take 16.
@@ -34,3 +35,22 @@ def winograd_tile(op: layers.Conv2d, shape: tuple[int, int, int], window: Window
         return 2
     weights = 36 * 4 * shape[0] * op.out_channels
     return 4 if weights <= CACHED_WEIGHTS else 2
+
+
+def is_depthwise(op: layers.Conv2d, shape: Shape) -> bool:
+    """Whether the convolution has one filter for each channel of an input of that shape."""
+    return 1 < op.groups == shape[0] == op.out_channels
+
+
+def can_pool(
+    op: layers.Conv2d,
+    shape: tuple[int, int, int],
+    pool: layers.MaxPool2d | layers.AvgPool2d,
+    made: tuple[int, int, int],
+) -> bool:
+    """Whether the convolution of an image of `shape`, which makes one of `made`, can pool it."""
+    if is_depthwise(op, shape):
+        return False
+    if winograd_tile(op, shape, op.window([shape])):
+        return isinstance(pool, layers.MaxPool2d) and halves(pool.window([made]), *made[1:])
+    return True

@@ -22,8 +22,8 @@ from convserve.kernels._executor import Executor
 from convserve.kernels._packed import PLANAR_CHANNELS, PackedConv
 from convserve.kernels._winograd import PackedWinograd
 from convserve.plan.activations import activation_of
-from convserve.plan.choose import winograd_tile
-from convserve.plan.lower import Step, Steps, image_shape, is_depthwise, lower
+from convserve.plan.choose import is_depthwise, winograd_tile
+from convserve.plan.lower import Step, Steps, image_shape, lower
 from convserve.plan.memory import Extent, place
 
 __all__ = ["Plan", "compile_plan"]
@@ -300,7 +300,8 @@ class _Compiler:
         tile = 0 if planar else winograd_tile(op, shape, window)
         if tile:
             wino = PackedWinograd(step.weight, step.bias, *shape[1:], op.padding, tile)
-            self.executor.winograd(level, x, y, wino, window, step.activation, residual)
+            pooled = step.pool is not None
+            self.executor.winograd(level, x, y, wino, window, step.activation, residual, pooled)
             return
         packed = PackedConv(
             step.weight,
@@ -312,4 +313,9 @@ class _Compiler:
             op.groups,
             planar=planar,
         )
-        self.executor.conv(level, x, y, packed, window, step.activation, residual)
+        pool = None
+        if step.pool is not None:
+            largest = isinstance(step.pool, layers.MaxPool2d)
+            counted = isinstance(step.pool, layers.AvgPool2d) and step.pool.count_include_pad
+            pool = step.pool.window([step.unpooled]), largest, counted
+        self.executor.conv(level, x, y, packed, window, step.activation, residual, pool)

@@ -23,6 +23,7 @@ from convserve.graph import Graph, Node, layers
 from convserve.graph.layers import Shape
 from convserve.kernels._arguments import padding_sides
 from convserve.plan.activations import LINEAR, Activation, activation_of
+from convserve.plan.choose import can_pool, is_depthwise
 
 __all__ = ["Step", "Steps", "lower"]
 
@@ -46,6 +47,9 @@ class Step:
     shift: Array | None = None
     activation: Activation = LINEAR
     residual: str | None = None
+    # Done on store, after the activation: shape is then the pooled one.
+    pool: layers.MaxPool2d | layers.AvgPool2d | None = None
+    unpooled: Shape = ()
     nodes: list[str] = field(default_factory=list)  # the layers that it computes
 
 
@@ -165,6 +169,8 @@ class _Lowering:
         if after is not None and activation is not None:
             step.activation = activation
             self.extend(step, after)
+        if isinstance(step.op, layers.Conv2d):
+            self.add_pooling(step)
         return step
 
     def only_reader(self, value: str) -> Node | None:
@@ -238,6 +244,18 @@ class _Lowering:
             self.extend(step, add)
 
 
+    def add_pooling(self, step: Step) -> None:
+        """Pools on store, if the kernel that the convolution takes can do it."""
+        pool = self.only_reader(step.name)
+        if pool is None or not isinstance(pool.op, layers.MaxPool2d | layers.AvgPool2d):
+            return
+        assert isinstance(step.op, layers.Conv2d)
+        shape = image_shape(self.shapes[step.inputs[0]])
+        if can_pool(step.op, shape, pool.op, image_shape(step.shape)):
+            step.pool, step.unpooled = pool.op, step.shape
+            self.extend(step, pool)
+
+
 def _needed(graph: Graph, outputs: list[str]) -> list[Node]:
     """The layers that the outputs depend on, in topological order."""
     needed = set(outputs)
@@ -245,11 +263,6 @@ def _needed(graph: Graph, outputs: list[str]) -> list[Node]:
         if node.name in needed:
             needed.update(node.inputs)
     return [node for node in graph.nodes if node.name in needed]
-
-
-def is_depthwise(op: layers.Conv2d, shape: Shape) -> bool:
-    """Whether the convolution has one filter for each channel of an input of that shape."""
-    return 1 < op.groups == shape[0] == op.out_channels
 
 
 def image_shape(shape: Shape) -> tuple[int, int, int]:

@@ -119,9 +119,24 @@ static int conv_tile_blocks(int ow, int blocks) {
     return blocks >= 2 ? 2 : 1;
 }
 
+/* Both ways in vector multiply-adds a row, from measurements: transposing a vector takes about 9 a
+ * filter lane, and half for half a block; the loads and short loops over taps, where each pixel is
+ * loaded by itself, take more the fewer they are. */
+static int conv_by_pixels(int ow, int filters, int taps) {
+    const int vectors = (ow + CS_VL - 1) / CS_VL, blocks = (filters + CS_VL - 1) / CS_VL;
+    const int transposed = filters <= CS_VL / 2 ? 4 * CS_VL : blocks * 9 * CS_VL;
+    const double by_filters = (double)ow * blocks * taps / (blocks > 1 ? 0.82 : taps < 16 ? 0.55 : 0.65);
+    return ow >= CS_VL && (double)vectors * (filters * taps + transposed) < by_filters;
+}
+
 static void conv(const cs_conv *p, int t, int oh0, int oh1, const float *x, const float *w,
                  const float *bias, const float *r, float *y) {
     const cs_conv_tile *tile = &p->tile[t];
+    if (p->pixels) {
+        assert(!r && p->x_px == 1 && p->ow >= CS_VL);
+        conv_pixels(p, tile, oh0, oh1, x, w, bias, y);
+        return;
+    }
     const int size = tile->blocks == 4 ? 2 : tile->blocks - 1;
     const int step = p->x_px == CS_VL ? 0 : p->x_px == 2 * CS_VL ? 1 : p->x_px == 1 ? 2 : 3;
     const int widest = step == 3 ? CS_PX_ANY : (const int[]){CS_PX1, CS_PX2, CS_PX4}[size];

@@ -56,6 +56,9 @@ typedef struct cs_conv {
     int64_t x_plane, x_kh, x_kw, x_px, x_oh; /* steps of x: plane, filter row and column, output pixel and row */
     int64_t y_block, y_row, y_px;
     int64_t r_block, r_row, r_px;            /* the residual that is added before the activation */
+    int32_t filters;            /* of which the last block may hold fewer than b */
+    int32_t pixels;             /* vectors of pixels, not of filters: NCHW, stride 1, no residual */
+    int32_t pool;               /* with `pixels`: store the largest of each 2 x 2 outputs */
     int32_t tiles;
     const cs_conv_tile *tile;
 } cs_conv;
@@ -74,6 +77,7 @@ typedef struct cs_winograd {
     int32_t planes, blocks;     /* of the input and of the output */
     int32_t h, w, oh, ow;       /* the padded input's and the output's size */
     int32_t rows, columns;      /* tiles an image: ceil(oh / m), ceil(ow / m) */
+    int32_t pool;               /* store the largest of each 2 x 2 outputs */
     cs_activation activation;
     int64_t x_plane, x_row, y_block, y_row, r_block, r_row;
 } cs_winograd;
@@ -124,7 +128,9 @@ typedef struct cs_kernels {
 
     /* How many output blocks one tile takes, for a layer of ow pixels a row and `blocks` blocks. */
     int (*conv_tile_blocks)(int ow, int blocks);
-    /* Rows [oh0, oh1) of tile t of one image. x points at the first padded pixel, r may be NULL.
+    /* Whether vectors of pixels are the better ones for a stride of 1 over an NCHW image. */
+    int (*conv_by_pixels)(int ow, int filters, int taps);
+    /* Rows [oh0, oh1) (of what is stored) of tile t of one image. x points at the first padded pixel, r may be NULL.
      * w and bias are packed; bias holds blocks * b floats for all output channels. */
     void (*conv)(const cs_conv *p, int t, int oh0, int oh1, const float *x, const float *w,
                  const float *bias, const float *r, float *y);

@@ -4,7 +4,9 @@
 #include "math.tmpl.h"
 
 #include "activation.tmpl.h"
+#include "transpose.tmpl.h"
 
+#include "conv_pixels.tmpl.h"
 #include "conv.tmpl.h"
 #include "depthwise.tmpl.h"
 #include "layout.tmpl.h"
@@ -23,6 +25,7 @@ const cs_kernels CS_CAT(cs_kernels_, CS_ISA) = {
     .isa = CS_STRING(CS_ISA),
     .block = CS_VL,
     .conv_tile_blocks = conv_tile_blocks,
+    .conv_by_pixels = conv_by_pixels,
     .conv = conv,
     .winograd_input = winograd_input,
     .winograd_output = winograd_output,

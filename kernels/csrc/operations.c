@@ -98,24 +98,62 @@ static void pad(const cs_pad *p, const cs_tensor *tx, const cs_tensor *ty, int b
             y[i] = p->value;
 }
 
+/* Rows from..to of the pooled output of one tile: strip by strip, the convolution's rows for a strip
+ * are made in scratch memory. Rows that the next strip's windows reach too are moved to its front. */
+static void convolve_and_pool(const cs_task *task, const cs_op *op, int t, int from, int to, int64_t i) {
+    const cs_conv_op *o = &op->as.conv;
+    const cs_kernels *k = task->plan->kernels;
+    const cs_conv_tile *tile = &o->conv.tile[t];
+    const cs_pool *p = &o->pool;
+    const float *x = pixels(task, op->x, i) + op->x_start;
+    const float *r = op->r < 0 ? NULL : pixels(task, op->r, i);
+    float *y = pixels(task, op->y, i), *strip = task->scratch;
+    cs_conv c = o->conv;
+    c.y_block = p->x_plane;
+    c.y_row = p->x_row;
+    int start = 0, end = 0;     /* the convolution's rows in the strip */
+    for (int row = from; row < to; row += o->strip) {
+        const int last = to - row < o->strip ? to : row + o->strip;
+        const int top = row * p->sh - p->pt, bottom = (last - 1) * p->sh - p->pt + p->kh;
+        const int first = top < 0 ? 0 : top, stop = bottom < p->h ? bottom : p->h;
+        const int kept = end > first ? end - first : 0;
+        if (kept)
+            for (int b = 0; b < tile->blocks; b++)
+                memmove(strip + b * p->x_plane, strip + b * p->x_plane + (first - start) * p->x_row,
+                        sizeof(float) * kept * p->x_row);
+        k->conv(&c, t, first + kept, stop, x, op->weight, op->bias, r,
+                strip - tile->block * p->x_plane - first * p->x_row);
+        for (int b = 0; b < tile->blocks; b++)
+            (o->pooling == CS_MAX_POOL ? k->max_pool : k->avg_pool)(
+                p, 0, row, last, strip + b * p->x_plane - first * p->x_row,
+                y + (tile->block + b) * p->y_plane);
+        start = first;
+        end = stop;
+    }
+}
+
 /* The lines of all tiles, one tile after the other: threads take different output channels first,
  * and so different weights. */
 static void convolve(const cs_task *task, const cs_op *op) {
-    const cs_conv *c = &op->as.conv;
-    const span part = share(task, (int64_t)c->tiles * c->oh);
-    for (int t = (int)(part.from / c->oh); t * (int64_t)c->oh < part.to; t++) {
-        const int64_t start = (int64_t)t * c->oh;
-        const int oh0 = part.from > start ? (int)(part.from - start) : 0;
-        const int oh1 = part.to < start + c->oh ? (int)(part.to - start) : c->oh;
-        for (int64_t i = task->first; i < task->first + task->images; i++)
-            task->plan->kernels->conv(c, t, oh0, oh1, pixels(task, op->x, i) + op->x_start, op->weight,
-                                      op->bias, op->r < 0 ? NULL : pixels(task, op->r, i),
-                                      pixels(task, op->y, i));
+    const cs_conv_op *o = &op->as.conv;
+    const span part = share(task, (int64_t)o->conv.tiles * o->rows);
+    for (int t = (int)(part.from / o->rows); t * (int64_t)o->rows < part.to; t++) {
+        const int64_t start = (int64_t)t * o->rows;
+        const int from = part.from > start ? (int)(part.from - start) : 0;
+        const int to = part.to < start + o->rows ? (int)(part.to - start) : o->rows;
+        for (int64_t i = task->first; i < task->first + task->images; i++) {
+            if (o->pooling >= 0)
+                convolve_and_pool(task, op, t, from, to, i);
+            else
+                task->plan->kernels->conv(&o->conv, t, from, to, pixels(task, op->x, i) + op->x_start,
+                                          op->weight, op->bias, op->r < 0 ? NULL : pixels(task, op->r, i),
+                                          pixels(task, op->y, i));
+        }
     }
 }
 
 static void affine(const cs_task *task, const cs_op *op) {
-    cs_conv c = op->as.conv;
+    cs_conv c = op->as.affine;
     const span part = share(task, c.tiles);
     c.ow = (int32_t)task->images;
     for (int64_t t = part.from; t < part.to; t++)

@@ -40,6 +40,15 @@ typedef struct cs_tensor {
     int64_t offset;                     /* of its first float in the arena; -1: the plan's input */
 } cs_tensor;
 
+/* A convolution, and the pooling that is done on strips of its rows before they are stored. */
+typedef struct cs_conv_op {
+    cs_conv conv;
+    int32_t pooling;        /* CS_MAX_POOL, CS_AVG_POOL or -1 */
+    int32_t rows;           /* of what is stored */
+    int32_t strip;          /* rows that are stored together */
+    cs_pool pool;           /* x_plane: floats of a strip of the convolution's rows of one block */
+} cs_conv_op;
+
 typedef struct cs_winograd_op {
     cs_winograd tiles;
     cs_conv product;        /* of one coefficient: a 1 x 1 convolution whose pixels are the tiles */
@@ -61,7 +70,8 @@ typedef struct cs_pad {
 } cs_pad;
 
 typedef union cs_op_parameters {
-    cs_conv conv;
+    cs_conv_op conv;
+    cs_conv affine;
     cs_winograd_op winograd;
     cs_depthwise depthwise;
     cs_pool pool;

@@ -82,8 +82,8 @@ CS_UNROLL(6)
 
 /* One tile of one block; y and r at its first pixel, of which rows x columns lie in the output. */
 CS_INLINE void winograd_output_tile(const int m, const float *mm, int64_t m_coefficient, vf bias,
-                                    const cs_activation *f, const float *r, int64_t r_row, float *y,
-                                    int64_t y_row, int rows, int columns) {
+                                    const cs_activation *f, const float *r, int64_t r_row,
+                                    const int pool, float *y, int64_t y_row, int rows, int columns) {
     const int n = m + 2;
     vf t[24], out[16];
 CS_UNROLL(6)
@@ -112,10 +112,21 @@ CS_UNROLL(4)
             vf value = out[i * m + j] + bias;
             if (r)
                 value += v_load(r + i * r_row + j * CS_VL);
-            v_store(y + i * y_row + j * CS_VL, v_clip(value, low, high));
+            out[i * m + j] = v_clip(value, low, high);
+            if (!pool)
+                v_store(y + i * y_row + j * CS_VL, out[i * m + j]);
         }
-        follow_curve(f, m < columns ? m : columns, y + i * y_row, CS_VL);
+        if (pool)
+            follow_curve(f, m, (float *)(out + i * m), CS_VL);
+        else
+            follow_curve(f, m < columns ? m : columns, y + i * y_row, CS_VL);
     }
+    if (pool)
+        for (int i = 0; i < m && i + 1 < rows; i += 2)
+            for (int j = 0; j < m && j + 1 < columns; j += 2) {
+                const vf *o = out + i * m + j;
+                v_store(y + i / 2 * y_row + j / 2 * CS_VL, v_max(v_max(o[0], o[1]), v_max(o[m], o[m + 1])));
+            }
 }
 
 /* where tile number `tile` of the image begins */
@@ -150,14 +161,19 @@ static void winograd_output(const cs_winograd *p, int block, int blocks, int fir
             winograd_place(p, first + i, &h, &w);
             const float *in = m + ((int64_t)b * slots + slot + i) * CS_VL;
             const vf shift = v_load(bias + (int64_t)(block + b) * CS_VL);
-            float *out = y + (block + b) * p->y_block + h * p->y_row + (int64_t)w * CS_VL;
+            const int step = p->pool ? 2 : 1;
+            float *out = y + (block + b) * p->y_block + h / step * p->y_row + (int64_t)(w / step) * CS_VL;
             const float *residual =
                 r ? r + (block + b) * p->r_block + h * p->r_row + (int64_t)w * CS_VL : NULL;
-            if (p->m == 4)
-                winograd_output_tile(4, in, coefficient, shift, &p->activation, residual, p->r_row,
-                                     out, p->y_row, p->oh - h, p->ow - w);
+            const int rows = p->oh - h, columns = p->ow - w;
+            if (p->m == 4 && p->pool)
+                winograd_output_tile(4, in, coefficient, shift, &p->activation, residual, p->r_row, 1,
+                                     out, p->y_row, rows, columns);
+            else if (p->m == 4)
+                winograd_output_tile(4, in, coefficient, shift, &p->activation, residual, p->r_row, 0,
+                                     out, p->y_row, rows, columns);
             else
                 winograd_output_tile(2, in, coefficient, shift, &p->activation, residual, p->r_row,
-                                     out, p->y_row, p->oh - h, p->ow - w);
+                                     p->pool, out, p->y_row, rows, columns);
         }
 }
