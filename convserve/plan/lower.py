@@ -243,7 +243,6 @@ class _Lowering:
             step.residual = other
             self.extend(step, add)
 
-
     def add_pooling(self, step: Step) -> None:
         """Pools on store, if the kernel that the convolution takes can do it."""
         pool = self.only_reader(step.name)
