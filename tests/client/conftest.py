@@ -10,11 +10,14 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent import futures
 from dataclasses import dataclass, field
+from multiprocessing.shared_memory import SharedMemory
 from typing import Any
 
 import grpc
 import numpy as np
 import pytest
+from grpc_health.v1 import health, health_pb2_grpc
+from tcp_wire import Wire
 
 import convserve_client
 from convserve_client import protocol, tensors
@@ -48,7 +51,12 @@ class ToyServer:
     scores_of = staticmethod(scores_of)
     images = staticmethod(images)
 
-    def __init__(self, port: int = 0, max_receive: int = -1) -> None:
+    def __init__(
+        self,
+        port: int = 0,
+        max_receive: int = -1,
+        credentials: grpc.ServerCredentials | None = None,
+    ) -> None:
         self.models: dict[str, Model] = {"toy": Model()}
         self.ready = True
         self.fail: list[tuple[grpc.StatusCode, str, str | None]] = []  # status, text, push-back
@@ -60,6 +68,9 @@ class ToyServer:
         self.metadata: list[dict[str, Any]] = []
         self.arrived = threading.Semaphore(0)
         self.cancelled = threading.Semaphore(0)
+        self.regions: dict[str, SharedMemory] = {}
+        self.health = health.HealthServicer()
+        self.deadlines: list[float | None] = []  # seconds that a call had left
         self.running = self.most_running = 0
         self._lock = threading.Lock()
         self._server = grpc.server(
@@ -82,7 +93,13 @@ class ToyServer:
         self._server.add_generic_rpc_handlers(
             (grpc.method_handlers_generic_handler(protocol.SERVICE, handlers),)
         )
-        self.port = self._server.add_insecure_port(f"127.0.0.1:{port}")
+        health_pb2_grpc.add_HealthServicer_to_server(self.health, self._server)
+        address = f"127.0.0.1:{port}"
+        self.port = (
+            self._server.add_insecure_port(address)
+            if credentials is None
+            else self._server.add_secure_port(address, credentials)
+        )
         self.address = f"127.0.0.1:{self.port}"
         self._server.start()
 
@@ -90,12 +107,20 @@ class ToyServer:
         if self.hold is not None:
             self.hold.set()
         self._server.stop(0).wait()
+        self.lose_regions()
+
+    def lose_regions(self) -> None:
+        """As if it had been started anew."""
+        for memory in self.regions.values():
+            memory.close()
+        self.regions.clear()
 
     def _handler(self, name: str) -> Any:
         def handle(request: Any, context: grpc.ServicerContext) -> Any:
             with self._lock:
                 self.calls.append(name)
                 self.metadata.append(dict(context.invocation_metadata()))
+                self.deadlines.append(context.time_remaining())
                 failure = self.fail.pop(0) if self.fail else None
             if name in self.missing:
                 context.abort(grpc.StatusCode.UNIMPLEMENTED, f"no {name} here")
@@ -130,13 +155,57 @@ class ToyServer:
             response.models.add(name=name, version=model.version, state="READY")
         return response
 
+    def ServerMetadata(self, request: Any, context: Any) -> Any:
+        return protocol.ServerMetadataResponse(name="toy", version="7", extensions=["parameters"])
+
+    def ModelStatistics(self, request: Any, context: Any) -> Any:
+        names = [request.name] if request.name else list(self.models)
+        response = protocol.ModelStatisticsResponse()
+        for name in names:
+            model = self._model(name, context)
+            response.model_stats.add(name=name, version=model.version, inference_count=3)
+        return response
+
+    def RepositoryModelLoad(self, request: Any, context: Any) -> Any:
+        self.models[request.model_name] = Model()
+        return protocol.RepositoryModelLoadResponse()
+
+    def RepositoryModelUnload(self, request: Any, context: Any) -> Any:
+        self._model(request.model_name, context)
+        del self.models[request.model_name]
+        return protocol.RepositoryModelUnloadResponse()
+
+    def SystemSharedMemoryRegister(self, request: Any, context: grpc.ServicerContext) -> Any:
+        memory = SharedMemory(request.key.removeprefix("/"))
+        if request.name in self.regions or request.offset + request.byte_size > memory.size:
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, "bad registration")
+        self.regions[request.name] = memory
+        return protocol.SystemSharedMemoryRegisterResponse()
+
+    def SystemSharedMemoryUnregister(self, request: Any, context: Any) -> Any:
+        self.regions.pop(request.name).close()
+        return protocol.SystemSharedMemoryUnregisterResponse()
+
+    def _place(self, tensor: Any, context: grpc.ServicerContext) -> memoryview | None:
+        """Where in shared memory a tensor lies, if it does."""
+        if "shared_memory_region" not in tensor.parameters:
+            return None
+        name = tensor.parameters["shared_memory_region"].string_param
+        if name not in self.regions:
+            context.abort(grpc.StatusCode.NOT_FOUND, f"Unable to find shared memory region: {name}")
+        size = tensor.parameters["shared_memory_byte_size"].int64_param
+        offset = tensor.parameters["shared_memory_offset"].int64_param
+        assert offset + size <= self.regions[name].size
+        return self.regions[name].buf[offset : offset + size]
+
     def ModelMetadata(self, request: Any, context: Any) -> Any:
         model = self._model(request.name, context)
         response = protocol.ModelMetadataResponse(name=request.name, versions=[model.version])
         batch = [-1] if model.max_batch_size else []
         response.inputs.add(name="input", datatype="FP32", shape=[*batch, *model.shape])
         for output in model.outputs:
-            response.outputs.add(name=output, datatype="FP32", shape=[*batch, CLASSES])
+            dims = model.shape if output == "copy" else (CLASSES,)
+            response.outputs.add(name=output, datatype="FP32", shape=[*batch, *dims])
         return response
 
     def ModelConfig(self, request: Any, context: Any) -> Any:
@@ -171,8 +240,13 @@ class ToyServer:
                 self.running -= 1
 
     def _infer(self, model: Model, request: Any, context: grpc.ServicerContext) -> Any:
+        raw = list(request.raw_input_contents)
+        place = self._place(request.inputs[0], context)
+        if place is not None:
+            raw = [bytes(place)]
+            place.release()
         try:
-            (x,) = tensors.read_tensors(request.inputs, request.raw_input_contents).values()
+            (x,) = tensors.read_tensors(request.inputs, raw).values()
         except ValueError as error:
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
         if x.dtype == object:  # an encoded image is, to this model, its length and first byte
@@ -185,10 +259,18 @@ class ToyServer:
         response = protocol.ModelInferResponse(
             model_name=request.model_name, model_version=model.version, id=request.id
         )
+        asked = {output.name: output for output in request.outputs}
         for name in names:
-            scores = scores_of(x)
-            response.outputs.add(name=name, datatype="FP32", shape=scores.shape)
-            response.raw_output_contents.append(tensors.to_raw(scores))
+            scores = x if name == "copy" else scores_of(x)
+            output = response.outputs.add(name=name, datatype="FP32", shape=scores.shape)
+            data = tensors.to_raw(scores)
+            place = self._place(asked[name], context) if name in asked else None
+            if place is not None:
+                place[: len(data)] = data
+                place.release()
+                output.parameters["shared_memory_region"].string_param = "here"
+                data = b""
+            response.raw_output_contents.append(data)
         return response
 
 
@@ -256,6 +338,13 @@ def make_server() -> Iterator[Callable[..., ToyServer]]:
     yield make
     for toy in made:
         toy.stop()
+
+
+@pytest.fixture
+def wire(server: ToyServer) -> Iterator[Wire]:
+    made = Wire(server.port)
+    yield made
+    made.cut()
 
 
 @pytest.fixture(params=["sync", "async"])

@@ -11,6 +11,7 @@ those who build a server or another client: `convserve_client.protocol`, `convse
 from convserve_client import errors
 from convserve_client._async_client import AsyncClient
 from convserve_client._client import Client
+from convserve_client._security import Tls
 from convserve_client.errors import ConvserveClientError
 
 __version__ = "0.1.0"
@@ -19,6 +20,7 @@ __all__ = [
     "AsyncClient",
     "Client",
     "ConvserveClientError",
+    "Tls",
     "__version__",
     "errors",
 ]

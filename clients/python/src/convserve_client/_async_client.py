@@ -5,25 +5,25 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any
 
 import grpc
 
-from convserve_client._base import IN_FLIGHT, ClientBase, Remaining
-from convserve_client._channel import check_count
-from convserve_client._flows import Call, Flow, Infer, Ranking, Result, Sleep, output_names
-from convserve_client._many import Stream
+from convserve_client._base import CLOSE_SECONDS, ClientBase, Remaining
+from convserve_client._checks import check_whole
+from convserve_client._flows import IN_FLIGHT, Ranking, Result, output_names
+from convserve_client._many import Stream, check_items
 from convserve_client._model import Array
 from convserve_client._requests import Request, read_answer
+from convserve_client._shared_memory import Region
+from convserve_client._steps import Call, Flow, Infer, Sleep, T
 from convserve_client.errors import ConvserveClientError
-
-T = TypeVar("T")
 
 
 class AsyncClient(ClientBase):
-    """A client of one server for asyncio; parameters, methods and errors are those of `Client`.
+    """A client for asyncio; parameters, methods and errors are those of `Client`.
 
         async with AsyncClient("localhost:8001") as client:
             scores = await client.predict(x)
@@ -52,6 +52,9 @@ class AsyncClient(ClientBase):
 
     async def close(self) -> None:
         """Ends the calls in flight and closes the connection; further calls are refused."""
+        if self._flows.regions is not None and not self._closed and self._channel is not None:
+            with suppress(ConvserveClientError):  # a server that is gone has nothing to give back
+                await self._run(self._flows.release(), CLOSE_SECONDS)
         self._closed = True
         if self._channel is not None:
             await self._channel.close()
@@ -95,6 +98,30 @@ class AsyncClient(ClientBase):
     ) -> Any:
         """As `Client.model_config`."""
         return await self._run(self._flows.config(model, version), timeout)
+
+    async def server_metadata(self, *, timeout: float | None = None) -> Any:
+        """As `Client.server_metadata`."""
+        return await self._run(self._flows.server_metadata(), timeout)
+
+    async def model_statistics(
+        self, model: str | None = None, version: str = "", *, timeout: float | None = None
+    ) -> list[Any]:
+        """As `Client.model_statistics`."""
+        return await self._run(self._flows.statistics(model, version), timeout)
+
+    async def repository_index(
+        self, ready: bool = False, *, timeout: float | None = None
+    ) -> list[Any]:
+        """As `Client.repository_index`."""
+        return await self._run(self._flows.index(ready), timeout)
+
+    async def load_model(self, model: str, *, timeout: float | None = None) -> None:
+        """As `Client.load_model`."""
+        await self._run(self._flows.load(model), timeout)
+
+    async def unload_model(self, model: str, *, timeout: float | None = None) -> None:
+        """As `Client.unload_model`."""
+        await self._run(self._flows.unload(model), timeout)
 
     async def wait_ready(
         self, timeout: float | None = None, *, model: str | None = None, version: str = ""
@@ -140,23 +167,31 @@ class AsyncClient(ClientBase):
         timeout: float | None = None,
     ) -> AsyncGenerator[Result, None]:
         """As `Client.predict_many`."""
-        check_count("batch", batch)
-        check_count("in_flight", in_flight)
+        check_whole("batch", batch, 1)
+        check_whole("in_flight", in_flight, 1)
+        check_items(items)
         limit = self._limit(timeout)
         names = output_names(outputs)
         self._check_open()
 
         async def results() -> AsyncGenerator[Result, None]:
             info = await self._run(self._flows.learn(model, version), timeout)
+            used: list[Region] = []
             target = self._flows.target(info, version, names)
-            stream = Stream(target, batch)
-            requests = stream.requests_async(_each(items))
-            async with aclosing(self._pipeline(requests, in_flight, lambda: limit)) as pairs:
-                async for request, response in pairs:
-                    for result in stream.results(read_answer(target, request, response)):
-                        yield result
-            for result in stream.results(None):
-                yield result
+            try:
+                target = await self._run(
+                    self._flows.stream_target(target, batch, in_flight, used), timeout
+                )
+                stream = Stream(target, batch)
+                requests = stream.requests_async(_each(items))
+                async with aclosing(self._pipeline(requests, in_flight, lambda: limit)) as pairs:
+                    async for request, response in pairs:
+                        for result in stream.results(read_answer(target, request, response)):
+                            yield result
+                for result in stream.results(None):
+                    yield result
+            finally:
+                self._flows.end_stream(used)
 
         return results()
 
@@ -183,14 +218,14 @@ class AsyncClient(ClientBase):
             call = self._ready_calls()[step.method](
                 step.request,
                 timeout=remaining(),
-                metadata=self._options.metadata,
+                metadata=self._options.call_metadata(),
                 wait_for_ready=step.wait_for_ready or None,
             )
             return await self._answer(call)
         if isinstance(step, Infer):
             pipeline = self._pipeline(_each(step.requests), IN_FLIGHT, remaining)
             async with aclosing(pipeline) as pairs:
-                return [pair async for pair in pairs]
+                return [step.read(request, response) async for request, response in pairs]
         left = remaining()
         await asyncio.sleep(step.seconds if left is None else max(0.0, min(step.seconds, left)))
         return None
@@ -225,7 +260,7 @@ class AsyncClient(ClientBase):
                 more = request is not None
                 if request is not None:
                     call = self._ready_calls()["ModelInfer"](
-                        request.data, timeout=remaining(), metadata=self._options.metadata
+                        request.data, timeout=remaining(), metadata=self._options.call_metadata()
                     )
                     calls.append((request, call))
                     await asyncio.sleep(0)  # lets the call go out before a slow source is asked

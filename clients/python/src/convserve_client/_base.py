@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import grpc
 
 from convserve_client import protocol
-from convserve_client._channel import MIB, Options, check_timeout
+from convserve_client._channel import MIB, Options
+from convserve_client._checks import check_timeout
 from convserve_client._flows import Flows
+from convserve_client._security import Tls, Token
+from convserve_client._shared_memory import Regions
 from convserve_client.errors import (
     ClientClosedError,
     ConvserveClientError,
@@ -18,7 +21,7 @@ from convserve_client.errors import (
     from_rpc_error,
 )
 
-IN_FLIGHT = 8  # of the parts of one large batch
+CLOSE_SECONDS = 1.0  # for telling the server what it can give back
 
 # Seconds that are left for a call, None for no limit.
 Remaining = Callable[[], float | None]
@@ -29,25 +32,41 @@ class ClientBase:
 
     def __init__(
         self,
-        address: str,
+        address: str | Sequence[str],
         *,
         timeout: float | None = 30.0,
         connect_timeout: float = 5.0,
         retries: int = 3,
+        retry_budget: int = 50,
         max_message_bytes: int = 64 * MIB,
-        metadata: Sequence[tuple[str, str | bytes]] = (),
+        metadata: Iterable[tuple[str, str | bytes]] = (),
+        token: Token | None = None,
+        tls: Tls | bool = False,
         credentials: grpc.ChannelCredentials | None = None,
+        load_balancing: str | None = None,
+        compression: str | None = None,
+        keepalive: float | None = None,
+        shared_memory: bool = False,
     ) -> None:
         self._options = Options(
-            address,
-            timeout,
-            connect_timeout,
-            retries,
-            max_message_bytes,
-            tuple(metadata),
-            credentials,
+            address=address,
+            timeout=timeout,
+            connect_timeout=connect_timeout,
+            retries=retries,
+            retry_budget=retry_budget,
+            max_message_bytes=max_message_bytes,
+            metadata=metadata,
+            token=token,
+            tls=tls,
+            credentials=credentials,
+            load_balancing=load_balancing,
+            compression=compression,
+            keepalive=keepalive,
+            shared_memory=shared_memory,
         )
-        self._flows = Flows(address, max_message_bytes)
+        self._flows = Flows(
+            self._options.shown_address, max_message_bytes, Regions() if shared_memory else None
+        )
         self._closed = False
         self._open()
 
@@ -56,7 +75,7 @@ class ClientBase:
 
     def __repr__(self) -> str:
         state = ", closed" if self._closed else ""
-        return f"{type(self).__name__}({self._options.address!r}{state})"
+        return f"{type(self).__name__}({self._options.shown_address!r}{state})"
 
     def _limit(self, timeout: float | None) -> float | None:
         """Seconds for a call: `timeout`, or the client's own where that is None."""

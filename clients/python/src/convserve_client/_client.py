@@ -5,42 +5,55 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Generator, Iterable, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any
 
 import grpc
 
-from convserve_client._base import IN_FLIGHT, ClientBase, Remaining
-from convserve_client._channel import check_count
-from convserve_client._flows import Call, Flow, Infer, Ranking, Result, Sleep, output_names
-from convserve_client._many import Stream
+from convserve_client._base import CLOSE_SECONDS, ClientBase, Remaining
+from convserve_client._checks import check_whole
+from convserve_client._flows import IN_FLIGHT, Ranking, Result, output_names
+from convserve_client._many import Stream, check_items
 from convserve_client._model import Array
 from convserve_client._requests import Request, read_answer
+from convserve_client._shared_memory import Region
+from convserve_client._steps import Call, Flow, Infer, Sleep, T
 from convserve_client.errors import ConvserveClientError
-
-T = TypeVar("T")
 
 
 class Client(ClientBase):
-    """A client of one server; safe to use from several threads at once.
+    """A client of a server, or of several alike; safe to use from several threads at once.
 
         with Client("localhost:8001") as client:
             scores = client.predict(x)                      # x: float32 or uint8 [N, C, H, W]
             ranked = client.classify(["digit.png"], top_k=3)
 
     Args:
-        address: "HOST:PORT".
+        address: "HOST:PORT" (or "unix:PATH"), or several of them, which take turns.
         timeout: seconds for each call, everything included; None for no limit. Every method also
             takes its own.
         connect_timeout: seconds that one attempt to connect may take.
         retries: how often a call that ends in UNAVAILABLE is made again, 0 to 4, with exponential
             back-off and jitter, and never beyond its timeout. A server's `grpc-retry-pushback-ms`
             sets the wait, or forbids the retry.
+        retry_budget: how many failures in a row are retried at most, 1 to 500; each success gives a
+            tenth of one back. It keeps retries from multiplying the load of a server in trouble.
         max_message_bytes: limit of a message in each direction. Batches are split to stay below;
             the server has a limit of its own.
-        metadata: pairs sent with each call, such as `("authorization", "Bearer …")`.
-        credentials: for TLS, from `grpc.ssl_channel_credentials`.
+        metadata: pairs sent with each call, such as `("x-team", "vision")`.
+        token: sent with each call as `authorization: Bearer …`; a function is asked at each call.
+            Without TLS only to this machine.
+        tls: True, or a `Tls` with files and names.
+        credentials: instead of `tls`, what gRPC itself takes.
+        load_balancing: "round_robin" or "pick_first" over all that the address resolves to. By
+            default several addresses take turns, and one name has one server. In turns, a server
+            that says by `grpc.health.v1` that it is not serving is left out.
+        compression: "gzip" or "deflate" for requests. Noise and JPEG files don't get smaller.
+        keepalive: seconds between pings to a silent server, which is given up after as many more;
+            None for no pings. Servers disconnect who pings too often: convserve allows 10.
+        shared_memory: whether large tensors go through memory that a server on this machine also
+            sees, and which must have that enabled.
 
     Every method raises a subclass of `errors.ConvserveClientError` when the call fails. Where a
     method takes `model`, None stands for the only model of the server, and an empty `version`
@@ -65,6 +78,9 @@ class Client(ClientBase):
 
     def close(self) -> None:
         """Ends the calls in flight and closes the connection; further calls are refused."""
+        if self._flows.regions is not None and not self._closed:
+            with suppress(ConvserveClientError):  # a server that is gone has nothing to give back
+                self._run(self._flows.release(), CLOSE_SECONDS)
         self._closed = True
         self._channel.close()
 
@@ -95,6 +111,31 @@ class Client(ClientBase):
     ) -> Any:
         """A `protocol.ModelConfig`: batching, and among its parameters labels, preprocessing."""
         return self._run(self._flows.config(model, version), timeout)
+
+    def server_metadata(self, *, timeout: float | None = None) -> Any:
+        """A `protocol.ServerMetadataResponse`: name, version, extensions."""
+        return self._run(self._flows.server_metadata(), timeout)
+
+    def model_statistics(
+        self, model: str | None = None, version: str = "", *, timeout: float | None = None
+    ) -> list[Any]:
+        """A `protocol.ModelStatistics` for each version of a model, or of all for None."""
+        return self._run(self._flows.statistics(model, version), timeout)
+
+    def repository_index(self, ready: bool = False, *, timeout: float | None = None) -> list[Any]:
+        """Name, version, state and reason of all models, or of those that are `ready`.
+
+        They are `protocol.RepositoryIndexResponse.ModelIndex` messages.
+        """
+        return self._run(self._flows.index(ready), timeout)
+
+    def load_model(self, model: str, *, timeout: float | None = None) -> None:
+        """Has the server load a model, or load it anew; returns when it is ready."""
+        self._run(self._flows.load(model), timeout)
+
+    def unload_model(self, model: str, *, timeout: float | None = None) -> None:
+        """Has the server unload all versions of a model."""
+        self._run(self._flows.unload(model), timeout)
 
     def wait_ready(
         self, timeout: float | None = None, *, model: str | None = None, version: str = ""
@@ -170,21 +211,29 @@ class Client(ClientBase):
         An item that fails, or an error raised by `items`, comes up where its result would have
         been. Closing the iterator, or an error, cancels what is in flight.
         """
-        check_count("batch", batch)
-        check_count("in_flight", in_flight)
+        check_whole("batch", batch, 1)
+        check_whole("in_flight", in_flight, 1)
+        check_items(items)
         limit = self._limit(timeout)
         names = output_names(outputs)
         self._check_open()
 
         def results() -> Generator[Result, None, None]:
             info = self._run(self._flows.learn(model, version), timeout)
+            used: list[Region] = []
             target = self._flows.target(info, version, names)
-            stream = Stream(target, batch)
-            requests = stream.requests(items)
-            with closing(self._pipeline(requests, in_flight, lambda: limit)) as pairs:
-                for request, response in pairs:
-                    yield from stream.results(read_answer(target, request, response))
-            yield from stream.results(None)
+            try:
+                target = self._run(
+                    self._flows.stream_target(target, batch, in_flight, used), timeout
+                )
+                stream = Stream(target, batch)
+                requests = stream.requests(items)
+                with closing(self._pipeline(requests, in_flight, lambda: limit)) as pairs:
+                    for request, response in pairs:
+                        yield from stream.results(read_answer(target, request, response))
+                yield from stream.results(None)
+            finally:
+                self._flows.end_stream(used)
 
         return results()
 
@@ -210,7 +259,8 @@ class Client(ClientBase):
         if isinstance(step, Call):
             return self._one(step, remaining)
         if isinstance(step, Infer):
-            return list(self._pipeline(step.requests, IN_FLIGHT, remaining))
+            with closing(self._pipeline(step.requests, IN_FLIGHT, remaining)) as pairs:
+                return [step.read(request, response) for request, response in pairs]
         left = remaining()
         time.sleep(step.seconds if left is None else max(0.0, min(step.seconds, left)))
         return None
@@ -222,7 +272,7 @@ class Client(ClientBase):
             return call(
                 step.request,
                 timeout=remaining(),
-                metadata=self._options.metadata,
+                metadata=self._options.call_metadata(),
                 wait_for_ready=step.wait_for_ready or None,
             )
         except (grpc.RpcError, ValueError) as error:  # ValueError: closed by another thread
@@ -232,7 +282,9 @@ class Client(ClientBase):
         self._check_open()
         call = self._calls["ModelInfer"]
         try:
-            return call.future(request.data, timeout=remaining(), metadata=self._options.metadata)
+            return call.future(
+                request.data, timeout=remaining(), metadata=self._options.call_metadata()
+            )
         except ValueError as error:  # closed by another thread
             raise self._error(error) from None
 

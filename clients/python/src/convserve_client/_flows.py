@@ -1,21 +1,18 @@
-"""What each call of the client does, step by step, without doing any I/O.
-
-A flow is a generator. It yields steps (make this call, sleep) and gets their results back, or has
-their errors thrown in; its return value is the call's result. The sync and the async client differ
-only in how they perform the steps.
-"""
+"""The flows of inference: what `predict` and `classify` do, step by step."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from itertools import chain
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
+from itertools import chain, cycle
+from typing import Any
 
 import numpy as np
 
 from convserve_client import protocol
+from convserve_client._checks import check_name, check_whole
 from convserve_client._model import Array, ModelInfo, check_dtype, labels_of, top_k
 from convserve_client._requests import (
     Answer,
@@ -27,132 +24,38 @@ from convserve_client._requests import (
     read_answer,
     read_image,
 )
+from convserve_client._server import ServerFlows
+from convserve_client._shared_memory import Region, Regions
+from convserve_client._steps import Call, Flow, Infer, T
 from convserve_client.errors import (
-    DeadlineExceededError,
+    ConvserveClientError,
     InvalidRequestError,
     InvalidResponseError,
     NotFoundError,
-    UnavailableError,
-    UnimplementedError,
 )
 
-T = TypeVar("T")
 Result = Array | dict[str, Array]
 Ranking = list[tuple[str, float]]
 
-
-@dataclass(frozen=True)
-class Call:
-    """Make one call; the result is the response message."""
-
-    method: str
-    request: Any
-    wait_for_ready: bool = False
+IN_FLIGHT = 8  # of the parts of one large batch
 
 
-@dataclass(frozen=True)
-class Infer:
-    """Make ModelInfer calls, several in flight; the result is a list of (request, response)."""
+class Flows(ServerFlows):
+    """The flows of one client."""
 
-    requests: Iterable[Request]
-
-
-@dataclass(frozen=True)
-class Sleep:
-    seconds: float
-
-
-Flow = Generator[Call | Infer | Sleep, Any, T]
-
-
-class Flows:
-    """The flows of one client, with what it remembers of the server's models."""
-
-    def __init__(self, address: str, max_message_bytes: int) -> None:
-        self.address = address
+    def __init__(self, address: str, max_message_bytes: int, regions: Regions | None) -> None:
+        super().__init__(address)
         self.max_message_bytes = max_message_bytes
-        self._only_model: str | None = None
-        self._models: dict[tuple[str, str], ModelInfo] = {}
+        self.regions = regions
         self._labels: dict[tuple[str, str], tuple[str, ...] | None] = {}
-
-    # ---- What there is on the server ----
-
-    def server_live(self) -> Flow[bool]:
-        return bool((yield Call("ServerLive", protocol.ServerLiveRequest())).live)
-
-    def server_ready(self, wait: bool = False) -> Flow[bool]:
-        return bool((yield Call("ServerReady", protocol.ServerReadyRequest(), wait)).ready)
-
-    def model_name(self, model: str | None) -> Flow[str]:
-        """`model`, or the name of the server's only model, which is asked for and remembered."""
-        if model is not None:
-            return model
-        try:
-            index = yield Call("RepositoryIndex", protocol.RepositoryIndexRequest())
-        except UnimplementedError:
-            raise InvalidRequestError(
-                f"the server at {self.address} does not list its models; name one with model="
-            ) from None
-        names = sorted({entry.name for entry in index.models})
-        if not names:
-            raise NotFoundError(f"the server at {self.address} has no models")
-        if len(names) > 1:
-            raise InvalidRequestError(
-                f"the server at {self.address} has several models, name one of {names}"
-            )
-        self._only_model = only = str(names[0])
-        return only
-
-    def metadata(self, model: str | None, version: str) -> Flow[Any]:
-        name = yield from self.model_name(model)
-        request = protocol.ModelMetadataRequest(name=name, version=version)
-        return (yield Call("ModelMetadata", request))
-
-    def config(self, model: str | None, version: str) -> Flow[Any]:
-        name = yield from self.model_name(model)
-        request = protocol.ModelConfigRequest(name=name, version=version)
-        return (yield Call("ModelConfig", request)).config
-
-    def model_ready(self, model: str | None, version: str) -> Flow[bool]:
-        name = yield from self.model_name(model)
-        request = protocol.ModelReadyRequest(name=name, version=version)
-        return bool((yield Call("ModelReady", request)).ready)
-
-    def wait_ready(self, model: str | None, version: str) -> Flow[None]:
-        """Returns when the server, and `model` if it is given, are ready; the timeout ends it."""
-        reason = "no answer"
-        try:
-            while True:
-                with contextlib.suppress(UnavailableError):
-                    if not (yield from self.server_ready(wait=True)):
-                        reason = "the server says that it is not ready"
-                    elif model is None or (yield from self.model_ready(model, version)):
-                        return
-                    else:
-                        reason = f"model {model!r} is not ready"
-                yield Sleep(0.05)
-        except DeadlineExceededError:
-            raise DeadlineExceededError(f"{self.address} is not ready: {reason}") from None
-
-    def _config_or_none(self, name: str, version: str) -> Flow[Any | None]:
-        try:
-            return (yield from self.config(name, version))
-        except UnimplementedError:  # other servers of the protocol may have no ModelConfig
-            return None
-
-    def learn(self, model: str | None, version: str) -> Flow[ModelInfo]:
-        """Asks the server about a model, and remembers the answer."""
-        name = yield from self.model_name(model)
-        metadata = yield from self.metadata(name, version)
-        config = yield from self._config_or_none(name, version)
-        info = ModelInfo.from_messages(metadata, config)
-        self._models[name, version] = info
-        return info
 
     def _with_model(
         self, model: str | None, version: str, work: Callable[[ModelInfo], Flow[T]]
     ) -> Flow[T]:
         """Does `work` with what is known of the model; once more if that was out of date."""
+        check_name("version", version, "1")
+        if model is not None:
+            check_name("model", model, "mnist")
         name = self._only_model if model is None else model
         known = None if name is None else self._models.get((name, version))
         if known is None:
@@ -170,15 +73,13 @@ class Flows:
         key = (name, version)
         labels = self._labels.get(key)
         if key not in self._labels or (labels is not None and len(labels) != classes):
-            labels = labels_of((yield from self._config_or_none(name, version)))
+            labels = labels_of((yield from self.config_or_none(name, version)))
             self._labels[key] = labels
         if labels is not None and len(labels) != classes:
             raise InvalidResponseError(
                 f"model {name!r} has {len(labels)} labels and answers {classes} scores"
             )
         return labels
-
-    # ---- Inference ----
 
     def target(self, info: ModelInfo, version: str, outputs: tuple[str, ...] | None) -> Target:
         return Target(info, version, outputs, self.max_message_bytes)
@@ -198,10 +99,90 @@ class Flows:
         first = next(requests)
         second = next(requests, None)
         if second is None:
-            pairs = [(first, (yield Call("ModelInfer", first.data)))]
-        else:
-            pairs = yield Infer(chain((first, second), requests))
-        return [read_answer(target, request, response) for request, response in pairs]
+            return [read_answer(target, first, (yield Call("ModelInfer", first.data)))]
+        read = partial(read_answer, target)
+        answers: list[Answer] = yield Infer(chain((first, second), requests), read)
+        return answers
+
+    # ---- Shared memory ----
+
+    def lend(self, count: int, size: int, used: list[Region]) -> Flow[None]:
+        """Fills `used` with registered regions of at least `size` bytes up to `count`."""
+        regions = self.regions
+        assert regions is not None
+        for name in regions.take_abandoned():
+            with suppress(ConvserveClientError):  # else the server forgot it by itself
+                yield Call("SystemSharedMemoryUnregister", _unregister(name))
+        while len(used) < count:
+            region = Region(size)
+            used.append(region)
+            yield Call("SystemSharedMemoryRegister", region.registration())
+            regions.registered(region)
+
+    def _infer_array(self, target: Target, x: Array) -> Flow[list[Answer]]:
+        """The answers for a batch, by shared memory where that gains something."""
+
+        def work(target: Target) -> Flow[list[Answer]]:
+            return (yield from self._infer(target, lambda target: target.split(x)))
+
+        rows, row_bytes = (len(x), x.nbytes // len(x)) if target.info.batched else (1, x.nbytes)
+        rows_each = min(rows, target.rows_per_request(row_bytes))
+        size = target.region_size(rows_each, row_bytes)
+        if self.regions is None or not size:
+            return (yield from work(target))
+        count = min(IN_FLIGHT, -(-rows // rows_each))
+        used = self.regions.take(count, size)
+        known_before = bool(used)
+        try:
+            return (yield from self._within(target, count, size, used, work))
+        except (NotFoundError, InvalidRequestError):
+            if not known_before:
+                raise
+            self.regions.forget()  # it was started anew
+            return (yield from self._within(target, count, size, [], work))
+
+    def _within(
+        self,
+        target: Target,
+        count: int,
+        size: int,
+        used: list[Region],
+        work: Callable[[Target], Flow[T]],
+    ) -> Flow[T]:
+        assert self.regions is not None
+        try:
+            yield from self.lend(count, size, used)
+            result = yield from work(replace(target, regions=cycle(used)))
+        except BaseException:
+            self.regions.discard(used)
+            raise
+        self.regions.give_back(used)
+        return result
+
+    def stream_target(
+        self, target: Target, batch: int, in_flight: int, used: list[Region]
+    ) -> Flow[Target]:
+        """`target` for a stream of requests of up to `batch` images, with regions from `used`."""
+        row_bytes = target.info.input.row_bytes
+        size = target.region_size(min(batch, target.rows_per_request(row_bytes)), row_bytes)
+        if self.regions is None or not size:
+            return target
+        yield from self.lend(in_flight, size, used)
+        return replace(target, regions=cycle(used))
+
+    def end_stream(self, used: list[Region]) -> None:
+        """Gives back what `stream_target` took; requests of a stream may still be under way."""
+        if self.regions is not None:
+            self.regions.discard(used)
+
+    def release(self) -> Flow[None]:
+        """Gives back all shared memory and tells the server."""
+        if self.regions is not None:
+            self.regions.close()
+            for name in self.regions.take_abandoned():
+                yield Call("SystemSharedMemoryUnregister", _unregister(name))
+
+    # ---- Calls ----
 
     def predict(
         self, x: Array, model: str | None, version: str, outputs: Sequence[str] | None
@@ -214,7 +195,7 @@ class Flows:
             info.check(x)
             if info.batched and len(x) == 0:
                 return present(info.empty(target.outputs), target.outputs)
-            answers = yield from self._infer(target, lambda target: target.split(x))
+            answers = yield from self._infer_array(target, x)
             return present(join(answers), target.outputs)
 
         return (yield from self._with_model(model, version, work))
@@ -222,8 +203,7 @@ class Flows:
     def classify(
         self, images: Any, top: int, model: str | None, version: str
     ) -> Flow[list[Ranking]]:
-        if top < 1:
-            raise InvalidRequestError(f"top_k must be at least 1, got {top}")
+        check_whole("top_k", top, 1, error=InvalidRequestError)
         batch = _image_batch(images)
         if len(batch) == 0:
             return []
@@ -231,13 +211,11 @@ class Flows:
         def work(info: ModelInfo) -> Flow[list[Ranking]]:
             target = self.target(info, version, tuple(output.name for output in info.outputs[:1]))
             if isinstance(batch, np.ndarray):
-                info.check(batch)
-            answers = yield from self._infer(
-                target,
-                lambda target: (
-                    target.split(batch) if isinstance(batch, np.ndarray) else target.encoded(batch)
-                ),
-            )
+                x = batch
+                info.check(x)
+                answers = yield from self._infer_array(target, x)
+            else:
+                answers = yield from self._infer(target, lambda target: target.encoded(batch))
             rankings: list[Ranking] = []
             for answer in answers:
                 (scores,) = answer.arrays.values()
@@ -254,12 +232,18 @@ class Flows:
         return (yield from self._with_model(model, version, work))
 
 
+def _unregister(name: str) -> Any:
+    return protocol.SystemSharedMemoryUnregisterRequest(name=name)
+
+
 def output_names(outputs: Sequence[str] | None) -> tuple[str, ...] | None:
     """The outputs asked for, each once; None for all that the model declares."""
     if outputs is None:
         return None
     if isinstance(outputs, str):
         raise TypeError(f"outputs must be a sequence of names, got the string {outputs!r}")
+    for name in outputs:
+        check_name("each of outputs", name, "output")
     if not outputs:
         raise InvalidRequestError("outputs must name at least one output, or be None for all")
     return tuple(dict.fromkeys(outputs))
@@ -272,6 +256,8 @@ def _image_batch(images: Any) -> Array | list[Any]:
         return images
     if is_encoded(images):
         raise TypeError("images must be a list of images or an array [N, C, H, W], got one image")
+    if not isinstance(images, Iterable):
+        raise TypeError(f"images must be a list of images, got {type(images).__name__}")
     items = list(images)
     if all(is_encoded(item) for item in items):
         # A file object can be read once only, and the work may be done twice.

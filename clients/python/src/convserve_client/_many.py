@@ -19,6 +19,12 @@ from convserve_client.errors import (
 Result = Array | dict[str, Array]
 
 
+def check_items(items: Any) -> None:
+    """Raises TypeError, at once and not at the first result, for what has no items."""
+    if not isinstance(items, Iterable | AsyncIterable) or isinstance(items, str | bytes | dict):
+        raise TypeError(f"items must be an iterable of arrays, got {type(items).__name__}")
+
+
 class Rows:
     """A queue of rows: batches go in, batches of other sizes come out, in the same order."""
 

@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from convserve_client import protocol, tensors
-from convserve_client._model import ModelInfo
+from convserve_client._model import ModelInfo, Tensor
+from convserve_client._shared_memory import PARAMETER, SMALL, Region, aligned
 from convserve_client.errors import InvalidResponseError, ResourceExhaustedError
 
 Array = npt.NDArray[Any]
@@ -21,29 +22,38 @@ Array = npt.NDArray[Any]
 OVERHEAD = 2048
 
 
+Places = dict[str, tuple[int, int]]  # output -> offset and size in a region
+
+
 class Request(NamedTuple):
-    """A serialized ModelInferRequest, and how many images it holds (None: no batch dimension)."""
+    """A serialized ModelInferRequest.
+
+    `rows` is how many images it holds (None: no batch dimension), `places` where in `region` its
+    outputs come to lie.
+    """
 
     data: bytes
     rows: int | None
+    region: Region | None = None
+    places: Places | None = None
 
 
 @dataclass(frozen=True)
 class Target:
-    """Where requests go: a model, the outputs asked for (None: all), the limit of a message."""
+    """Where requests go: a model, the outputs asked for (None: all), the limit of a message.
+
+    With `regions`, requests take their tensors there, each in the next of them.
+    """
 
     info: ModelInfo
     version: str
     outputs: tuple[str, ...] | None
     max_message_bytes: int
+    regions: Iterator[Region] | None = None
 
     def rows_per_request(self, row_bytes: int) -> int:
         """How many images of `row_bytes` fit in a request, and their results in the answer."""
-        answered = sum(
-            output.row_bytes
-            for output in self.info.outputs
-            if self.outputs is None or output.name in self.outputs
-        )
+        answered = sum(output.row_bytes for output in self.asked)
         return self.limit_batch(max(1, self.room // max(row_bytes, answered, 1)))
 
     def limit_batch(self, rows: int) -> int:
@@ -65,15 +75,50 @@ class Target:
                 f"{self.max_message_bytes} bytes; raise max_message_bytes and the server's limit"
             )
 
+    def region_size(self, rows: int, row_bytes: int) -> int:
+        """Bytes of shared memory for a request; 0 where it would gain nothing."""
+        parts = [rows * row_bytes, *(rows * output.row_bytes for output in self.asked)]
+        return sum(aligned(part) for part in parts) if max(parts) >= SMALL else 0
+
+    @property
+    def asked(self) -> list[Tensor]:
+        """The outputs that will be answered, as far as the metadata has them."""
+        wanted = self.outputs
+        return [out for out in self.info.outputs if wanted is None or out.name in wanted]
+
     def request(self, x: Array) -> Request:
         """One ModelInferRequest."""
         message = protocol.ModelInferRequest(model_name=self.info.name, model_version=self.version)
-        message.inputs.add(
+        tensor = message.inputs.add(
             name=self.info.input.name, datatype=tensors.datatype_of(x), shape=x.shape
         )
         for name in self.outputs or ():
             message.outputs.add(name=name)
-        return Request(tensors.serialize(message, [x]), len(x) if self.info.batched else None)
+        rows = len(x) if self.info.batched else None
+        if self.regions is None or x.dtype == object:
+            return Request(tensors.serialize(message, [x]), rows)
+        region = next(self.regions)
+        inside = region.put(tensor, x)
+        places = self._reserve(message, region, rows) if inside else None
+        data = message.SerializeToString() if inside else tensors.serialize(message, [x])
+        return Request(data, rows, region, places)
+
+    def _reserve(self, message: Any, region: Region, rows: int | None) -> Places:
+        """Places in `region` for the outputs whose size is known and worth it."""
+        sizes = {
+            out.name: (rows or 1) * out.row_bytes for out in self.asked if out.datatype != "BYTES"
+        }
+        if max(sizes.values(), default=0) < SMALL:
+            return {}
+        if self.outputs is None:  # naming one is naming all
+            for output in self.asked:
+                message.outputs.add(name=output.name)
+        places: Places = {}
+        for output in message.outputs:
+            size = sizes.get(output.name, 0)
+            if size >= SMALL and (place := region.reserve(output, size)):
+                places[output.name] = place
+        return places
 
     def split(self, x: Array) -> Iterator[Request]:
         """Requests for the parts of a batch, in order, each made when it is pulled."""
@@ -138,7 +183,7 @@ class Answer:
 def read_answer(target: Target, request: Request, response: Any) -> Answer:
     """Checks a ModelInferResponse against what was asked for."""
     try:
-        arrays = tensors.read_tensors(response.outputs, response.raw_output_contents)
+        arrays = _read_outputs(request, response)
     except ValueError as error:
         raise InvalidResponseError(f"the server's answer is malformed: {error}") from error
     names = target.outputs or tuple(output.name for output in target.info.outputs) or tuple(arrays)
@@ -154,6 +199,23 @@ def read_answer(target: Target, request: Request, response: Any) -> Answer:
                 f"output {name!r} has shape {list(array.shape)} for {request.rows} images"
             )
     return Answer(response.model_version, chosen)
+
+
+def _read_outputs(request: Request, response: Any) -> dict[str, Array]:
+    """The outputs by name, from the message and from the request's region."""
+    outputs, raw = response.outputs, response.raw_output_contents
+    region, places = request.region, request.places
+    if region is None or not places:
+        return tensors.read_tensors(outputs, raw)
+    elsewhere = [output.name in places and PARAMETER in output.parameters for output in outputs]
+    if len(raw) == len(outputs):  # an output in shared memory may leave an empty entry, or none
+        raw = [data for data, placed in zip(raw, elsewhere, strict=True) if not placed]
+    inside = [output for output, placed in zip(outputs, elsewhere, strict=True) if not placed]
+    arrays = tensors.read_tensors(inside, raw)
+    for output, placed in zip(outputs, elsewhere, strict=True):
+        if placed:
+            arrays[output.name] = region.read(output, places[output.name])
+    return arrays
 
 
 def join(answers: Sequence[Answer]) -> dict[str, Array]:
