@@ -14,7 +14,7 @@ KERNELS := $(wildcard kernels/*.pyx kernels/*.pxd kernels/csrc/*.[ch])
 PACKAGING := setup.py pyproject.toml \
 	$(wildcard protos/*.proto clients/python/pyproject.toml clients/python/setup.py)
 
-.PHONY: help build test demo lint bench bench-quick bench-layers clean distclean
+.PHONY: help build test demo lint check-native check-aarch64 wheel bench bench-quick bench-layers clean distclean
 .DELETE_ON_ERROR:
 
 help:  ## show the targets
@@ -37,6 +37,30 @@ lint: $(VENV)/.installed-dev  ## format check, linters, types
 	@mkdir -p build/typing/convserve
 	@ln -sfn $(CURDIR)/convserve/* $(CURDIR)/kernels build/typing/convserve
 	cd build/typing && $(abspath $(BIN))/mypy --config-file ../../pyproject.toml
+
+check-native: $(BIN)/python  ## the C kernels and the executor against plain loops, without Python
+	$(MAKE) -C tests/native OUT=$(abspath build/native)
+
+# Debian: gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user-static
+AARCH64_CC ?= aarch64-linux-gnu-gcc
+QEMU_AARCH64 ?= qemu-aarch64-static
+
+check-aarch64:  ## the same cross-compiled for NEON, run under an emulator
+	@if ! command -v $(AARCH64_CC) > /dev/null; then echo 'skipped: no $(AARCH64_CC)'; else \
+		command -v $(QEMU_AARCH64) > /dev/null || echo 'not run: no $(QEMU_AARCH64)'; \
+		$(MAKE) -C tests/native OUT=$(abspath build/native-aarch64) CC=$(AARCH64_CC) \
+			FLAGS='-static -fno-predictive-commoning' \
+			RUN="$$(command -v $(QEMU_AARCH64) || echo :)"; fi
+
+# From the source distributions, so that these are known to build.
+wheel: $(VENV)/.installed-wheel  ## build wheels that need no compiler into dist, and try them
+	rm -rf build/wheel dist
+	$(BIN)/python -m build --sdist --no-isolation --outdir dist clients/python > build/sdist.log
+	$(BIN)/python -m build --sdist --no-isolation --outdir dist . >> build/sdist.log
+	$(PIP) wheel --quiet --no-deps --no-build-isolation --wheel-dir build/wheel dist/*.tar.gz
+	PATH="$(abspath $(BIN)):$$PATH" auditwheel repair --strip --wheel-dir dist build/wheel/convserve-*.whl
+	cp build/wheel/convserve_client-*.whl dist
+	$(BIN)/python scripts/try_wheel.py dist
 
 # What we are compared with stays in an environment of its own.
 bench: $(VENV)/.installed-onnx $(BENCH_VENV)/.installed  ## beside five other engines, into docs/benchmarks.md
