@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-BINS = 16
-BLOCKS = " ▁▂▃▄▅▆▇█"
+from convserve.cli._latency import bars, histogram
 
 
 @dataclass(frozen=True)
@@ -33,9 +32,7 @@ class Timing:
 
     def bars(self) -> str:
         """The histogram as one line of blocks; the smallest block is at least one call."""
-        most = max(self.histogram)
-        steps = len(BLOCKS) - 1
-        return "".join(BLOCKS[-(-count * steps // most)] for count in self.histogram)
+        return bars(self.histogram)
 
 
 def measure(
@@ -77,9 +74,7 @@ def measure(
 
 def _timing(ms: NDArray[np.float64], batch: int, threads: int, elapsed: float) -> Timing:
     p50, p90, p99 = np.percentile(ms, [50, 90, 99]).tolist()
-    low, high = float(ms.min()), float(ms.max())
-    edges = np.geomspace(low, max(high, low * 1.001), BINS + 1)
-    places = np.clip(np.searchsorted(edges, ms, side="right") - 1, 0, BINS - 1)
-    histogram = np.bincount(places, minlength=BINS).tolist()
+    _, counts = histogram(ms)
     rate = len(ms) * batch / elapsed
-    return Timing(batch, threads, len(ms), rate, low, p50, p90, p99, high, histogram)
+    low, high = float(ms.min()), float(ms.max())
+    return Timing(batch, threads, len(ms), rate, low, p50, p90, p99, high, counts)

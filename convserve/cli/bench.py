@@ -11,8 +11,8 @@ from typing import Any
 import click
 import numpy as np
 
-from convserve.cli._classifiers import connect
 from convserve.cli._layer_bench import SHAPES, measure_layers
+from convserve.cli._load import Limits
 from convserve.cli._timing import Timing, measure
 from convserve.kernels._cores import usable_cores
 
@@ -47,8 +47,62 @@ def _counts(ctx: click.Context, param: click.Parameter, value: str | None) -> tu
     "--threads",
     callback=_counts,
     metavar="N,...",
-    help="Threads; with --server, callers at the same time.  [default: 1 and the cores; 1 for "
-    "--layers]",
+    help="Threads.  [default: 1 and the cores; 1 for --layers]",
+)
+@click.option(
+    "--concurrency",
+    callback=_counts,
+    metavar="N,...",
+    help="With --server: callers that ask again when answered.  [default: 1]",
+)
+@click.option(
+    "--rate",
+    type=click.FloatRange(min=0.01, max=1e6),
+    help="With --server, instead of --concurrency: requests a second, sent whether or not those "
+    "before are answered.",
+)
+@click.option(
+    "--arrivals",
+    type=click.Choice(["poisson", "uniform"]),
+    default="poisson",
+    show_default=True,
+    help="How the requests of --rate are spread.",
+)
+@click.option(
+    "--connections",
+    type=click.IntRange(1, 64),
+    default=1,
+    show_default=True,
+    help="With --server: a server's processes share them.",
+)
+@click.option("--requests", type=click.IntRange(min=1), help="With --server: stop after so many.")
+@click.option(
+    "--warm-up",
+    type=click.FloatRange(0, 600),
+    default=0.3,
+    show_default=True,
+    help="With --server: seconds of the same load that are not counted.",
+)
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0.001, max=3600),
+    default=30.0,
+    show_default=True,
+    help="With --server: seconds until a request is given up.",
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "uint8"]),
+    default="float32",
+    show_default=True,
+    help="With --server: of random images.",
+)
+@click.option(
+    "--image",
+    "images",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    multiple=True,
+    help="With --server: an image file to send instead, for the server to decode; may be repeated.",
 )
 @click.option(
     "--seconds",
@@ -69,21 +123,35 @@ def command(
     layers: bool,
     batch: tuple[int, ...],
     threads: tuple[int, ...],
+    concurrency: tuple[int, ...],
+    rate: float | None,
+    arrivals: str,
+    connections: int,
+    requests: int | None,
+    warm_up: float,
+    timeout: float,
+    dtype: str,
+    images: tuple[Path, ...],
     seconds: float | None,
     shapes: Path,
     as_json: bool,
 ) -> None:
     """Measure a model's or a server's speed.
 
-    For MODEL (an .npz file) or a server: images/s and the latency of a call, in milliseconds, for
-    every number of images in a call and every number of threads. The histogram runs from the
-    fastest call to the slowest, on a logarithmic scale.
+    For MODEL (an .npz file): images/s and the latency of a call, in milliseconds, for every number
+    of images in a call and every number of threads. The histogram runs from the fastest call to the
+    slowest, on a logarithmic scale.
+
+    For a server: requests/s, images/s, latencies from the fastest to the slowest, and failures by
+    status. Callers of --concurrency wait for their answers; with --rate a request's latency counts
+    from when it was due, so that a server that can't keep up is seen to.
 
     With --layers: GFLOP/s of single convolution layers on packed operands, beside the peak of the
     machine, which is measured just before each of them.
 
     \b
     convserve bench lenet.npz --batch 1,32 --threads 1,2
+    convserve bench --server localhost:8001 --batch 1 --rate 2000 --seconds 10
     convserve bench --layers --json
     """
     if sum((model is not None, server is not None, layers)) != 1:
@@ -91,13 +159,23 @@ def command(
     if layers:
         _bench_layers(shapes, threads or (1,), seconds or 0.2, as_json)
         return
-    threads = threads or tuple(sorted({1, usable_cores()}))
-    rows = (
-        _model_timings(model, batch, threads, seconds or 1.0)
-        if model is not None
-        else _server_timings(str(server), model_name, batch, threads, seconds or 1.0)
-    )
-    _print_timings(rows, "callers" if server else "threads", as_json)
+    if model is not None:
+        threads = threads or tuple(sorted({1, usable_cores()}))
+        _print_timings(_model_timings(model, batch, threads, seconds or 1.0), as_json)
+        return
+    if threads:
+        raise click.UsageError("--threads are a model's; callers of a server are --concurrency")
+    if rate is not None and concurrency:
+        raise click.UsageError("give one of --rate and --concurrency")
+    from convserve.cli._server_bench import Load, Payload, measure_server
+
+    limits = Limits(seconds or 1.0, requests, warm_up)
+    loads = [
+        Load(limits, callers, rate, arrivals, connections, timeout)
+        for callers in concurrency or (1,)
+    ]
+    payloads = [Payload(count, dtype, images) for count in batch]
+    _print_loads(measure_server(str(server), model_name, payloads, loads), as_json)
 
 
 def _model_timings(
@@ -111,31 +189,28 @@ def _model_timings(
             yield measure(model.predict, _images(size, model.input_shape), count, 1, seconds)
 
 
-def _server_timings(
-    address: str,
-    name: str | None,
-    batches: tuple[int, ...],
-    callers: tuple[int, ...],
-    seconds: float,
-) -> Iterator[Timing]:
-    with connect(address) as client:
-        shape = tuple(client.model_metadata(name).inputs[0].shape)[1:]
-        for count in callers:
-            for size in batches:
-                x = _images(size, shape)
-                yield measure(lambda x: client.predict(x, model=name), x, count, count, seconds)
-
-
 def _images(count: int, shape: tuple[int, ...]) -> np.ndarray[Any, np.dtype[np.float32]]:
     return np.random.default_rng(0).standard_normal((count, *shape), dtype=np.float32)
 
 
-def _print_timings(rows: Iterator[Timing], who: str, as_json: bool) -> None:
+def _print_loads(rows: Iterator[dict[str, Any]], as_json: bool) -> None:
+    from convserve.cli._server_bench import show
+
     if as_json:
-        document = [{who if k == "threads" else k: v for k, v in asdict(r).items()} for r in rows]
+        document = [{k: v for k, v in row.items() if k != "plot"} for row in rows]
         click.echo(json.dumps({"rows": document}, indent=2))
         return
-    click.echo(f"{'batch':>6}{who:>9}{'images/s':>12}{'p50 ms':>10}{'p90 ms':>10}{'p99 ms':>10}  ")
+    for row in rows:
+        show(row)
+
+
+def _print_timings(rows: Iterator[Timing], as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps({"rows": [asdict(row) for row in rows]}, indent=2))
+        return
+    click.echo(
+        f"{'batch':>6}{'threads':>9}{'images/s':>12}{'p50 ms':>10}{'p90 ms':>10}{'p99 ms':>10}  "
+    )
     for row in rows:
         times = "".join(f"{value:10.3f}" for value in (row.p50_ms, row.p90_ms, row.p99_ms))
         click.echo(

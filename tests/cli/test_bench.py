@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -44,12 +45,43 @@ def test_a_model(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert row["images_per_second"] > 0
 
 
-def test_a_server(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.fixture(scope="module")
+def address(model: Path) -> Iterator[str]:
     with child_server(model) as address:
-        options = ["--batch", "4", "--threads", "1,3", "--seconds", "0.05", "--json"]
-        assert bench("--server", address, *options) == 0
+        yield address
+
+
+def test_callers_of_a_server(address: str, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--server", address, "--batch", "1,4", "--concurrency", "1,3", "--warm-up", "0"]
+    assert bench(*options, "--seconds", "0.05", "--connections", "2", "--json") == 0
     rows = json.loads(capsys.readouterr().out)["rows"]
-    assert [(row["batch"], row["callers"]) for row in rows] == [(4, 1), (4, 3)]
+    assert [(row["batch"], row["concurrency"]) for row in rows] == [(1, 1), (4, 1), (1, 3), (4, 3)]
+    for row in rows:
+        assert row["statuses"] == {"OK": row["requests"]}
+        assert sum(row["histogram"]["counts"]) == row["requests"]
+        ms = row["latency_ms"]
+        assert 0 < ms["min"] <= ms["p50"] <= ms["p99.9"] <= ms["max"]
+        assert row["images_per_second"] == pytest.approx(
+            row["batch"] * row["requests"] / row["seconds"]
+        )
+
+
+def test_requests_at_a_rate(address: str, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--server", address, "--batch", "2", "--rate", "200"]
+    assert bench(*options, "--requests", "20", "--arrivals", "uniform", "--warm-up", "0") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("batch 2 float32, 200 requests/s offered (uniform): ")
+    assert "p99.9" in lines[1]
+    assert sum(int(line.split()[-1]) for line in lines[2:]) == 20
+
+
+def test_a_request_that_the_server_refuses(
+    address: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "x.png").write_bytes(b"no image")
+    options = ["--batch", "1", "--image", tmp_path / "x.png", "--requests", "3"]
+    assert bench("--server", address, *options) == 1
+    assert "INVALID_ARGUMENT: " in capsys.readouterr().err
 
 
 def test_layers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -100,6 +132,9 @@ def test_a_shapes_file_with_a_fault(
         ["m.npz", "--batch", "1,x"],
         ["m.npz", "--threads", ""],
         ["m.npz", "--seconds", "0"],
+        ["--server", "localhost:1", "--threads", "2"],
+        ["--server", "localhost:1", "--rate", "5", "--concurrency", "2"],
+        ["--server", "localhost:1", "--rate", "0"],
     ],
 )
 def test_wrong_usage(arguments: list[str]) -> None:

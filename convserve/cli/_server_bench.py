@@ -1,0 +1,174 @@
+"""`convserve bench --server`: prepared requests against a server, and what came of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import click
+import grpc
+import numpy as np
+
+from convserve.cli import _latency
+from convserve.cli._classifiers import connect
+from convserve.cli._load import OK, Limits, Outcome, closed_loop, open_loop, poisson, uniform
+from convserve.errors import ConvserveError
+from convserve_client import protocol, tensors
+
+__all__ = ["Load", "Payload", "measure_server", "show"]
+
+
+@dataclass(frozen=True)
+class Payload:
+    """What a request holds: random images of a dtype, or files, and how many of them."""
+
+    batch: int
+    dtype: str = "float32"
+    files: tuple[Path, ...] = ()
+
+
+@dataclass(frozen=True)
+class Load:
+    """Callers at once, or requests a second, over so many connections."""
+
+    limits: Limits
+    concurrency: int = 1
+    rate: float | None = None
+    arrivals: str = "poisson"
+    connections: int = 1
+    timeout: float = 30.0
+
+
+def measure_server(
+    address: str, model: str | None, payloads: list[Payload], loads: list[Load]
+) -> Iterator[dict[str, Any]]:
+    """A row for each payload and load."""
+    with connect(address) as client:
+        metadata = client.model_metadata(model)
+    for load in loads:
+        for payload in payloads:
+            data = request(metadata, payload)
+            with ExitStack() as stack:
+                calls = [
+                    _call(stack.enter_context(_channel(address, len(data))))
+                    for _ in range(load.connections)
+                ]
+                outcome = _run(calls, data, load)
+            if not outcome.latencies:
+                failed = ", ".join(f"{n} {name}" for name, n in outcome.statuses.items())
+                raise ConvserveError(f"no request to {address} succeeded: {failed or 'none made'}")
+            yield _row(payload, load, outcome)
+
+
+def request(metadata: Any, payload: Payload) -> bytes:
+    """A serialized ModelInferRequest."""
+    tensor = metadata.inputs[0]
+    message = protocol.ModelInferRequest(model_name=metadata.name)
+    x: np.ndarray[Any, Any]
+    if payload.files:
+        chosen = cycle(payload.files)
+        x = np.empty(payload.batch, object)
+        x[:] = [next(chosen).read_bytes() for _ in range(payload.batch)]
+    else:
+        generator = np.random.default_rng(0)
+        shape = (payload.batch, *(max(size, 1) for size in tensor.shape[1:]))
+        x = (
+            generator.integers(0, 256, shape, np.uint8)
+            if payload.dtype == "uint8"
+            else generator.standard_normal(shape, np.float32)
+        )
+    message.inputs.add(name=tensor.name, datatype=tensors.datatype_of(x), shape=x.shape)
+    return tensors.serialize(message, [x])
+
+
+def _channel(address: str, size: int) -> grpc.Channel:
+    return grpc.insecure_channel(
+        address,
+        options=[
+            ("grpc.use_local_subchannel_pool", 1),  # else they would share a connection
+            ("grpc.max_send_message_length", -1),
+            ("grpc.max_receive_message_length", -1),
+            ("grpc.enable_retries", 0),  # an error is to be seen
+        ],
+    )
+
+
+def _call(channel: grpc.Channel) -> Any:
+    return channel.unary_unary(protocol.path("ModelInfer"))  # bytes both ways
+
+
+def _run(calls: list[Any], data: bytes, load: Load) -> Outcome:
+    for call in calls:  # connects, and says what is wrong with such requests
+        try:
+            call(data, timeout=load.timeout)
+        except grpc.RpcError as error:
+            raise ConvserveError(f"{error.code().name}: {error.details()}") from None
+    if load.rate is None:
+
+        def once(caller: int) -> str:
+            return _status_of(calls[caller % len(calls)], data, load.timeout)
+
+        return closed_loop(once, load.concurrency, load.limits)
+    arrivals = (poisson if load.arrivals == "poisson" else uniform)(load.rate)
+    turns = cycle(calls)
+    return open_loop(
+        lambda: next(turns).future(data, timeout=load.timeout),
+        lambda call: str(call.code().name),  # type: ignore[attr-defined]
+        arrivals,
+        load.limits,
+    )
+
+
+def _status_of(call: Any, data: bytes, timeout: float) -> str:
+    try:
+        call(data, timeout=timeout)
+    except grpc.RpcError as error:
+        return str(error.code().name)
+    return OK
+
+
+def _row(payload: Payload, load: Load, outcome: Outcome) -> dict[str, Any]:
+    edges, counts = _latency.histogram(outcome.milliseconds)
+    loop: dict[str, Any] = (
+        {"concurrency": load.concurrency}
+        if load.rate is None
+        else {"rate": load.rate, "arrivals": load.arrivals}
+    )
+    return {
+        "batch": payload.batch,
+        "payload": "encoded" if payload.files else payload.dtype,
+        **loop,
+        "connections": load.connections,
+        "requests": sum(outcome.statuses.values()),
+        "statuses": dict(outcome.statuses),
+        "seconds": outcome.seconds,
+        "requests_per_second": outcome.per_second,
+        "images_per_second": outcome.per_second * payload.batch,
+        "latency_ms": _latency.percentiles(outcome.milliseconds),
+        "histogram": {"edges_ms": edges, "counts": counts},
+        "plot": _latency.plot(outcome.milliseconds),
+    }
+
+
+def show(row: dict[str, Any]) -> None:
+    """One row as text."""
+    loop = (
+        f"{row['rate']:g} requests/s offered ({row['arrivals']})"
+        if "rate" in row
+        else f"{row['concurrency']} callers"
+    )
+    click.echo(
+        f"batch {row['batch']} {row['payload']}, {loop}: "
+        f"{row['requests_per_second']:,.0f} requests/s, {row['images_per_second']:,.0f} images/s"
+    )
+    click.echo("  ms  " + "  ".join(f"{k} {v:.3f}" for k, v in row["latency_ms"].items()))
+    errors = {name: count for name, count in row["statuses"].items() if name != OK}
+    if errors:
+        named = ", ".join(f"{count} {name}" for name, count in errors.items())
+        click.echo(f"  failed: {named} of {row['requests']}")
+    for line in row["plot"]:
+        click.echo(line)
