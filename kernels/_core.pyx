@@ -60,6 +60,28 @@ def use_isa(name):
     in_use = found
 
 
+def block():
+    """Floats of a vector, and so channels of a block: 16, 8 or 4."""
+    return in_use.block
+
+
+def register_tile(int ow, int blocks, int64_t x_px, int widest=4):
+    """(output blocks, pixels) of direct convolution's tile for rows of `ow` pixels.
+
+    blocks: of the layer's output; x_px: floats from one pixel's input to the next one's; widest:
+    output blocks at the most.
+    """
+    cdef int size = in_use.conv_tile_blocks(ow, blocks)
+    while size > widest:
+        size //= 2
+    return size, in_use.conv_tile_pixels(size, x_px)
+
+
+def by_pixels(int ow, int filters, int taps):
+    """Whether an NCHW image's convolution of stride 1 runs by vectors of pixels."""
+    return in_use.conv_by_pixels(ow, filters, taps) != 0
+
+
 def num_threads():
     """How many threads the public functions use at the most."""
     return threads

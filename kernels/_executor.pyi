@@ -1,5 +1,8 @@
 from collections.abc import Sequence
 
+import numpy as np
+import numpy.typing as npt
+
 from convserve.kernels._activation import Activation
 from convserve.kernels._arguments import Float32Array, Window
 from convserve.kernels._packed import PackedConv
@@ -99,4 +102,8 @@ class Executor:
     # Running.
     @property
     def arena_bytes(self) -> int: ...
-    def run(self, x: Float32Array, threads: int) -> list[Float32Array]: ...
+    @property
+    def operations(self) -> int: ...
+    def run(
+        self, x: Float32Array, threads: int, spent: npt.NDArray[np.int64] | None = None
+    ) -> list[Float32Array]: ...

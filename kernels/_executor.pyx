@@ -77,7 +77,7 @@ cdef extern from "executor.h" nogil:
         pass
 
     void cs_plan_run(const cs_plan *plan, cs_pace *pace, int64_t n, const float *x,
-                     float **results, float **arenas, int threads)
+                     float **results, float **arenas, int threads, int64_t *spent)
 
 # Below this number of multiply-accumulates a call a second thread costs more than it brings.
 cdef double THREADS_FROM = 1e6
@@ -436,8 +436,17 @@ cdef class Executor:
         """Memory that one thread needs for the plan's tensors."""
         return (self.arena_floats + self.scratch_floats) * 4
 
-    def run(self, x, int threads):
-        """x float32[N, C, H, W], C-contiguous, its shape already checked; list of new arrays."""
+    @property
+    def operations(self):
+        """How many operations it has so far."""
+        return self.plan.op_count
+
+    def run(self, x, int threads, spent=None):
+        """x float32[N, C, H, W], C-contiguous, its shape already checked; list of new arrays.
+
+        spent: int64[threads, operations], C-contiguous, to which each thread adds the nanoseconds
+        that it spends on each operation.
+        """
         cdef const float[:, :, :, ::1] images = x
         cdef int64_t n = images.shape[0]
         cdef float *arenas[256]
@@ -451,6 +460,12 @@ cdef class Executor:
             threads = 1
         # a single image is shared, several are dealt out
         threads = max(1, min(threads, MAX_THREADS, n if n > 1 else threads))
+        cdef int64_t *nanoseconds = NULL
+        cdef int64_t[:, ::1] spent_view
+        if spent is not None:
+            spent_view = spent
+            assert spent_view.shape[0] >= threads and spent_view.shape[1] == self.plan.op_count
+            nanoseconds = &spent_view[0, 0]
         self.plan.scratch = self.arena_floats
         for i, out in enumerate(outs):
             flat = out.reshape(-1)
@@ -461,6 +476,7 @@ cdef class Executor:
         for i, arena in enumerate(used):
             arenas[i] = arena.data
         with nogil:
-            cs_plan_run(&self.plan, &self.pace, n, &images[0, 0, 0, 0], results, arenas, threads)
+            cs_plan_run(&self.plan, &self.pace, n, &images[0, 0, 0, 0], results, arenas, threads,
+                        nanoseconds)
         self.arenas += used
         return outs

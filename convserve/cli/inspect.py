@@ -8,15 +8,20 @@ from typing import Any
 
 import click
 
-from convserve.cli._common import model_argument, printable
+from convserve.cli._common import model_argument, printable, threads_option
 from convserve.graph import Graph, LayerSummary, summarise
 from convserve.model_file import FORMAT_VERSION, ModelFile, load, weights_hash
 
 
 @click.command()
 @model_argument
+@click.option("--plan", is_flag=True, help="Show how it is computed, step by step, and how fast.")
+@click.option(
+    "--batch", type=click.IntRange(1, 4096), help="Images in a call, for --plan.  [default: 1]"
+)
+@threads_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
-def command(model: Path, as_json: bool) -> None:
+def command(model: Path, plan: bool, batch: int | None, threads: int | None, as_json: bool) -> None:
     """Show a model's layers, sizes and costs.
 
     For each layer of MODEL (an .npz file): its output's shape (channels × height × width), its
@@ -31,12 +36,41 @@ def command(model: Path, as_json: bool) -> None:
       layers   [{name, op, inputs, attributes, shape,
                  parameters, macs, dense_parameters, dense_macs}]
       totals   {parameters, macs, dense_parameters, dense_macs}
+
+    With --plan: for each step of the compiled plan the layers that it computes, the kernel, the
+    layout and the register tile (output blocks × pixels), how many images it takes at a time, the
+    bytes of its weights, its input and its output, its multiply-adds, and the estimated and the
+    measured time (the median of several calls). GFLOP/s count the multiply-adds of the layer as it
+    is defined: Winograd needs fewer, and may exceed the peak.
+
+    \b
+    Keys of --plan --json:
+      isa, batch, threads, peak_gflops, arena_bytes, weight_bytes,
+      estimated_us, measured_us, gflops, percent_of_peak,
+      steps  [{name, layers, kernel, layout, tile, group, weight_bytes, input_bytes,
+               output_bytes, multiply_adds, estimated_us, measured_us, gflops, percent_of_peak}]
     """
+    if plan:
+        _show_plan(model, batch or 1, threads, as_json)
+        return
+    if batch is not None or threads is not None:
+        raise click.UsageError("--batch and --threads are for --plan")
     loaded = load(model)
     if as_json:
         click.echo(json.dumps(_description(model, loaded), indent=2))
     else:
         _print_table(model, loaded)
+
+
+def _show_plan(path: Path, batch: int, threads: int | None, as_json: bool) -> None:
+    from convserve.cli._plan_table import describe, print_plan
+    from convserve.engine.model import load as load_model
+
+    document = describe(load_model(path, threads), batch)
+    if as_json:
+        click.echo(json.dumps({"file": str(path), **document}, indent=2))
+    else:
+        print_plan(path, document)
 
 
 def _description(path: Path, model: ModelFile) -> dict[str, Any]:

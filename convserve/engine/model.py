@@ -113,6 +113,10 @@ class Model:
         assert isinstance(scores, dict)
         return _top_k(scores[name], top_k, self.labels)
 
+    def plan(self, batch: int) -> Plan:
+        """The plan that computes the graph's outputs for so many images in a call."""
+        return self._plan(tuple(self.graph.outputs.values()))
+
     def _plan(self, layers: tuple[str, ...]) -> Plan:
         plan = self._plans.get(layers)
         if plan is None:

@@ -9,6 +9,8 @@ Each layer's kernel and the order of its sums are fixed when it is compiled, so 
 same bits in any batch and with any number of threads.
 """
 
-from convserve.plan.compile import Plan, compile_plan
+from convserve.plan.choose import Choice
+from convserve.plan.compile import compile_plan
+from convserve.plan.plan import Plan, PlanStep
 
-__all__ = ["Plan", "compile_plan"]
+__all__ = ["Choice", "Plan", "PlanStep", "compile_plan"]

@@ -1,56 +1,95 @@
-"""Which kernel computes a convolution: a function of its shape alone, so that plans are the same.
+"""Which kernel computes a step: by the cost model, or by a tuning record's times.
 
-Effective GFLOP/s of one thread (2 x 9 x C x O x H x W over time) on a Zen 4 with AVX-512, where
-direct convolution runs at 95 % of the peak of 117; images a batch in brackets:
-
-    C, O, size        direct   F(2, 3)   F(4, 3)
-    16, 16, 28           113       153       234
-    32, 64, 16           113       202       333
-    64, 64, 56           114       215       338
-    128, 128, 14         114       218       264
-    256, 256, 7 (8)      108       158       215
-    512, 512, 7 (8)      108       170       195
-    512, 512, 7 (1)      107       156       115
-    64, 64, 4 (8)        116       208       320
+A plan keeps each layer's kernel whatever the batch, so that an image gives the same bits in any. It
+is made for no particular number of images: taken is the kernel whose time is, in the worst of two
+cases (a single image and a whole group), the smallest multiple of the best kernel's. A plan that
+is made for a given number of images takes what is best there.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from math import ceil, prod
+
 from convserve.graph import layers
 from convserve.graph.layers import Shape
-from convserve.kernels._arguments import Window, halves
+from convserve.kernels._core import block
+from convserve.plan.abilities import can_winograd, is_depthwise
+from convserve.plan.cost import Affine, Conv, Depthwise, Direct, Kernel, Moving, Pixels, Winograd
+from convserve.plan.lower import Step, image_shape
 
-__all__ = ["can_pool", "is_depthwise", "winograd_tile"]
+__all__ = ["Choice", "Times", "alternatives", "choose"]
 
-# Winograd weights of F(4, 3), 36 a filter and channel, that no cache holds are read from memory
-# for each image; those of F(2, 3) take 16.
-CACHED_WEIGHTS = 24 << 20  # bytes
-
-
-def winograd_tile(op: layers.Conv2d, shape: tuple[int, int, int], window: Window) -> int:
-    """Outputs a side of a Winograd tile, 4 or 2; 0 for direct convolution."""
-    if window[:6] != (3, 3, 1, 1, 1, 1) or op.groups > 1 or min(shape[0], op.out_channels) < 8:
-        return 0
-    if min(window.oh, window.ow) <= 2:
-        return 2
-    weights = 36 * 4 * shape[0] * op.out_channels
-    return 4 if weights <= CACHED_WEIGHTS else 2
-
-
-def is_depthwise(op: layers.Conv2d, shape: Shape) -> bool:
-    """Whether the convolution has one filter for each channel of an input of that shape."""
-    return 1 < op.groups == shape[0] == op.out_channels
+# Of one layer: kernel -> images -> nanoseconds.
+Times = Mapping[str, Mapping[int, float]]
+# Multiply-adds that a value takes, roughly.
+TAPS: dict[type[layers.Operator], int] = {
+    layers.Softmax: 30,
+    layers.LogSoftmax: 30,
+    layers.LRN: 30,
+    layers.LayerNorm: 4,
+}
 
 
-def can_pool(
-    op: layers.Conv2d,
-    shape: tuple[int, int, int],
-    pool: layers.MaxPool2d | layers.AvgPool2d,
-    made: tuple[int, int, int],
-) -> bool:
-    """Whether the convolution of an image of `shape`, which makes one of `made`, can pool it."""
-    if is_depthwise(op, shape):
-        return False
-    if winograd_tile(op, shape, op.window([shape])):
-        return isinstance(pool, layers.MaxPool2d) and halves(pool.window([made]), *made[1:])
-    return True
+@dataclass(frozen=True)
+class Choice:
+    """What a plan's choices depend on beside the shapes."""
+
+    batch: int | None = None  # images a thread that the plan is made for; None: any number
+    kernel: str | None = None  # to take wherever a layer can
+    times: Mapping[str, Times] = field(default_factory=dict)  # measured, by layer
+
+
+def choose(
+    step: Step, shapes: Mapping[str, Shape], planar: bool, group: int, choice: Choice
+) -> Kernel:
+    """The kernel of a step that takes `group` images at a time.
+
+    planar: it reads the network's input as NCHW.
+    """
+    kernels = alternatives(step, shapes, planar)
+    if len(kernels) == 1:
+        return kernels[0]
+    for kernel in kernels:
+        if kernel.name == choice.kernel:
+            return kernel
+    cases = sorted({1, group} if choice.batch is None else {min(choice.batch, group)})
+    measured = choice.times.get(step.nodes[0])
+    costs = [[_cost(kernel, measured, images) for images in cases] for kernel in kernels]
+    best = [min(column) for column in zip(*costs, strict=True)]
+    regrets = [max(c / b for c, b in zip(row, best, strict=True)) for row in costs]
+    return kernels[regrets.index(min(regrets))]
+
+
+def _cost(kernel: Kernel, measured: Times | None, images: int) -> float:
+    if measured is None:
+        return kernel.nanoseconds(images)
+    times = measured[kernel.name]
+    return times[min(times, key=lambda n: abs(n - images))]
+
+
+def alternatives(step: Step, shapes: Mapping[str, Shape], planar: bool) -> Sequence[Kernel]:
+    """The kernels that can compute the step."""
+    shape = image_shape(shapes[step.inputs[0]])
+    match step.op:
+        case layers.Conv2d() as op:
+            window = op.window([shape])
+            pixels = shape[1] * shape[2]
+            conv = Conv(shape[0], op.out_channels, op.groups, window, pixels, planar)
+            if planar:
+                return [Pixels(conv) if Pixels.suit(conv) else Direct(conv)]
+            if is_depthwise(op, shape):
+                return [Depthwise(conv)]
+            if can_winograd(op, shape):
+                return [Winograd(conv, 4), Winograd(conv, 2), Direct(conv)]
+            return [Direct(conv)]
+        case layers.Affine():
+            return [Affine(prod(shape), step.shape[0])]
+    values, taps = prod(step.shape), TAPS.get(type(step.op), 1)
+    if isinstance(step.op, layers.MaxPool2d | layers.AvgPool2d):
+        taps = prod(step.op.window([shape])[:2])
+    elif isinstance(step.op, layers.GlobalAvgPool2d | layers.GlobalMaxPool2d):
+        values = prod(shape)
+    inputs = sum(prod(shapes[name]) for name in step.inputs)
+    return [Moving(step.op.op, 4 * (inputs + prod(step.shape)), taps, ceil(values / block()))]

@@ -22,11 +22,13 @@ from convserve.kernels._executor import Executor
 from convserve.kernels._packed import PLANAR_CHANNELS, PackedConv
 from convserve.kernels._winograd import PackedWinograd
 from convserve.plan.activations import activation_of
-from convserve.plan.choose import is_depthwise, winograd_tile
+from convserve.plan.choose import Choice, choose
+from convserve.plan.cost import Depthwise, Kernel, Winograd
 from convserve.plan.lower import Step, Steps, image_shape, lower
 from convserve.plan.memory import Extent, place
+from convserve.plan.plan import Plan, PlanStep
 
-__all__ = ["Plan", "compile_plan"]
+__all__ = ["compile_plan"]
 
 Array = npt.NDArray[np.float32]
 # Images that a thread takes through the plan at a time: enough to reuse an affine layer's weights.
@@ -38,29 +40,16 @@ MIN_PIXELS = 400
 # What a group's inputs and outputs of an affine layer may take: beyond, memory for no more speed.
 AFFINE_FLOATS = 4096 * 1024
 
+INVARIANT = Choice()
 Halo = tuple[int, int, int, int]
 NO_HALO: Halo = (0, 0, 0, 0)
 
 
-class Plan:
-    """An executable network; `run` may be called by several threads at a time."""
-
-    def __init__(self, executor: Executor, steps: Steps) -> None:
-        self._executor = executor
-        self.steps = steps
-
-    @property
-    def arena_bytes(self) -> int:
-        """Memory for the values between the layers, a thread."""
-        return int(self._executor.arena_bytes)
-
-    def run(self, x: Array, threads: int = 1) -> list[Array]:
-        """x: float32[N, C, H, W], C-contiguous. Returns new arrays, one for each output."""
-        return self._executor.run(x, threads)
-
-
 def compile_plan(
-    graph: Graph, params: Mapping[str, Array], outputs: Sequence[str] | None = None
+    graph: Graph,
+    params: Mapping[str, Array],
+    outputs: Sequence[str] | None = None,
+    choice: Choice = INVARIANT,
 ) -> Plan:
     """Compiles the plan that computes the named layers; by default the graph's outputs.
 
@@ -75,7 +64,8 @@ def compile_plan(
             raise UnknownNameError(f"the parameter {name!r} is missing")
         checked[name] = float32_shaped(params[name], name, spec.shape, "as its layer says")
     steps = lower(graph, checked, list(dict.fromkeys(asked)))
-    return Plan(_Compiler(graph, steps, asked).run(), steps)
+    compiler = _Compiler(graph, steps, asked, choice)
+    return Plan(compiler.run(), steps, compiler.parts)
 
 
 @dataclass
@@ -93,14 +83,15 @@ class _Value:
 
 
 class _Compiler:
-    def __init__(self, graph: Graph, steps: Steps, asked: list[str]) -> None:
-        self.graph, self.steps, self.asked = graph, steps, asked
+    def __init__(self, graph: Graph, steps: Steps, asked: list[str], choice: Choice) -> None:
+        self.graph, self.steps, self.asked, self.choice = graph, steps, asked, choice
+        self.parts: list[PlanStep] = []
         self.values: dict[str, _Value] = {}
         # The input as the layers that read it want it: "planar" with a halo, or "blocked".
         self.copies: dict[str, _Value] = {}
 
     def run(self) -> Executor:
-        groups = self.group_steps()
+        self.groups = groups = self.group_steps()
         self.lay_out()
         self.executor = executor = Executor(groups, self.work())
         self.external = executor.input(*self.graph.input_shape)
@@ -112,22 +103,36 @@ class _Compiler:
             executor.place(tensor, offset)
         for copy in self.copies.values():
             executor.stage(copy.made_at, self.external, copy.tensor)
+            self.note_copy("input", prod(copy.shape), (True, copy.planar), copy.level)
         for level, step in zip(self.levels, self.steps.steps, strict=True):
-            self.emit(level, step)
+            source = self.source(step.inputs[0], step, level)
+            planar = source is None or source.planar
+            kernel = choose(step, self.steps.shapes, planar, groups[level], self.choice)
+            first = executor.operations
+            self.emit(level, step, kernel)
+            added, macs = range(first, executor.operations), self.macs(step)
+            part = PlanStep.of(step, self.steps.shapes, macs, kernel, planar, groups[level], added)
+            self.parts.append(part)
         for name in self.asked:
             made = self.values.get(self.steps.outputs[name])
             tensor, level = (made.tensor, made.level) if made else (self.external, 0)
             executor.output(level, tensor, self.graph.shape(name))
+            self.note_copy("output", prod(self.graph.shape(name)), (made is None, True), level)
         return executor
+
+    def note_copy(self, name: str, floats: int, layout: tuple[bool, bool], level: int) -> None:
+        """Lists the executor's last operation, a copy, as a step."""
+        added = range(self.executor.operations - 1, self.executor.operations)
+        self.parts.append(PlanStep.of_copy(name, floats, layout, self.groups[level], added))
+
+    def macs(self, step: Step) -> int:
+        """Multiply-accumulates that an image takes."""
+        nodes = map(self.graph.node, step.nodes)
+        return sum(node.op.macs(self.graph.input_shapes(node)) for node in nodes)
 
     def work(self) -> float:
         """About how many multiply-accumulates an image takes, the cheap layers counted too."""
-        nodes = {name for step in self.steps.steps for name in step.nodes}
-        macs = sum(
-            node.op.macs(self.graph.input_shapes(node))
-            for node in self.graph.nodes
-            if node.name in nodes
-        )
+        macs = sum(map(self.macs, self.steps.steps))
         return float(macs + 4 * sum(prod(v.shape) for v in self.values.values()))
 
     # -- how many images at a time ------------------------------------------------------------
@@ -138,7 +143,7 @@ class _Compiler:
         A step takes as many images at a time as the cache holds of what it reads and makes, but no
         more than any step after it: so the groups grow along the plan.
         """
-        group, sizes = MAX_GROUP, []
+        group, sizes = min(MAX_GROUP, self.choice.batch or MAX_GROUP), []
         for step in reversed(self.steps.steps):
             names = [*step.inputs, *([step.residual] if step.residual else [])]
             floats = prod(step.shape) + sum(prod(self.steps.shapes[name]) for name in names)
@@ -211,7 +216,7 @@ class _Compiler:
 
     # -- what it does -------------------------------------------------------------------------
 
-    def emit(self, level: int, step: Step) -> None:
+    def emit(self, level: int, step: Step, kernel: Kernel) -> None:
         op, executor = step.op, self.executor
         sources = [self.source(name, step, level) for name in step.inputs]
         x = [self.external if source is None else source.tensor for source in sources]
@@ -219,7 +224,7 @@ class _Compiler:
         shape = self.steps.shapes[step.inputs[0]]
         match op:
             case layers.Conv2d():
-                self.emit_conv(level, step, sources[0], x[0], y)
+                self.emit_conv(level, step, kernel, sources[0], x[0], y)
             case layers.Affine():
                 assert step.weight is not None
                 c, h, w = image_shape(shape)
@@ -286,36 +291,35 @@ class _Compiler:
                     self.executor.rearrange(level, tensor, y, first, range(count))
                     first += count
 
-    def emit_conv(self, level: int, step: Step, source: _Value | None, x: int, y: int) -> None:
+    def emit_conv(
+        self, level: int, step: Step, kernel: Kernel, source: _Value | None, x: int, y: int
+    ) -> None:
         op, shape = step.op, image_shape(self.steps.shapes[step.inputs[0]])
         assert isinstance(op, layers.Conv2d) and step.weight is not None
         window = op.window([shape])
-        planar = source is None or source.planar
-        if is_depthwise(op, shape) and not planar:
+        residual = self.values[step.residual].tensor if step.residual else None
+        if isinstance(kernel, Depthwise):
             bias = np.zeros(shape[0], np.float32) if step.bias is None else step.bias
             weight = np.ascontiguousarray(step.weight[:, 0])
             self.executor.depthwise(level, x, y, weight, bias, window, step.activation)
-            return
-        residual = self.values[step.residual].tensor if step.residual else None
-        tile = 0 if planar else winograd_tile(op, shape, window)
-        if tile:
-            wino = PackedWinograd(step.weight, step.bias, *shape[1:], op.padding, tile)
+        elif isinstance(kernel, Winograd):
+            wino = PackedWinograd(step.weight, step.bias, *shape[1:], op.padding, kernel.m)
             pooled = step.pool is not None
             self.executor.winograd(level, x, y, wino, window, step.activation, residual, pooled)
-            return
-        packed = PackedConv(
-            step.weight,
-            step.bias,
-            *shape[1:],
-            op.stride,
-            op.padding,
-            op.dilation,
-            op.groups,
-            planar=planar,
-        )
-        pool = None
-        if step.pool is not None:
-            largest = isinstance(step.pool, layers.MaxPool2d)
-            counted = isinstance(step.pool, layers.AvgPool2d) and step.pool.count_include_pad
-            pool = step.pool.window([step.unpooled]), largest, counted
-        self.executor.conv(level, x, y, packed, window, step.activation, residual, pool)
+        else:
+            packed = PackedConv(
+                step.weight,
+                step.bias,
+                *shape[1:],
+                op.stride,
+                op.padding,
+                op.dilation,
+                op.groups,
+                planar=source is None or source.planar,
+            )
+            pool = None
+            if step.pool is not None:
+                largest = isinstance(step.pool, layers.MaxPool2d)
+                counted = isinstance(step.pool, layers.AvgPool2d) and step.pool.count_include_pad
+                pool = step.pool.window([step.unpooled]), largest, counted
+            self.executor.conv(level, x, y, packed, window, step.activation, residual, pool)

@@ -22,8 +22,8 @@ import numpy.typing as npt
 from convserve.graph import Graph, Node, layers
 from convserve.graph.layers import Shape
 from convserve.kernels._arguments import padding_sides
+from convserve.plan.abilities import can_pool, is_depthwise
 from convserve.plan.activations import LINEAR, Activation, activation_of
-from convserve.plan.choose import can_pool, is_depthwise
 
 __all__ = ["Step", "Steps", "lower"]
 

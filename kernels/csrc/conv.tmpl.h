@@ -129,6 +129,13 @@ static int conv_by_pixels(int ow, int filters, int taps) {
     return ow >= CS_VL && (double)vectors * (filters * taps + transposed) < by_filters;
 }
 
+/* The most pixels that a tile of 1, 2 or 4 output blocks takes, by the floats between pixels. */
+static int conv_tile_pixels(int blocks, int64_t x_px) {
+    if (x_px != CS_VL && x_px != 2 * CS_VL && x_px != 1)
+        return CS_PX_ANY;
+    return blocks == 4 ? CS_PX4 : blocks == 2 ? CS_PX2 : CS_PX1;
+}
+
 static void conv(const cs_conv *p, int t, int oh0, int oh1, const float *x, const float *w,
                  const float *bias, const float *r, float *y) {
     const cs_conv_tile *tile = &p->tile[t];
@@ -139,7 +146,7 @@ static void conv(const cs_conv *p, int t, int oh0, int oh1, const float *x, cons
     }
     const int size = tile->blocks == 4 ? 2 : tile->blocks - 1;
     const int step = p->x_px == CS_VL ? 0 : p->x_px == 2 * CS_VL ? 1 : p->x_px == 1 ? 2 : 3;
-    const int widest = step == 3 ? CS_PX_ANY : (const int[]){CS_PX1, CS_PX2, CS_PX4}[size];
+    const int widest = conv_tile_pixels(tile->blocks, p->x_px);
     const int parts = (p->ow + widest - 1) / widest;
     const int last = p->last_plane - tile->plane;
     assert(tile->blocks == 1 || tile->blocks == 2 || (CS_PX4 && tile->blocks == 4));

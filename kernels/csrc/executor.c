@@ -19,6 +19,7 @@ typedef struct run {
     const float *x;
     float *const *results;
     float *const *arenas;
+    int64_t *spent;                         /* as for cs_plan_run */
     int64_t parts;                          /* 0: threads share each operation */
     _Alignas(128) _Atomic int64_t next;     /* part of the batch that no thread has taken yet */
     struct cs_barrier barrier;
@@ -41,6 +42,12 @@ void cs_wait(const cs_task *task) {
     }
 }
 
+static int64_t now(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return t.tv_sec * 1000000000LL + t.tv_nsec;
+}
+
 /* All operations up to `level` for images first .. first + images. */
 static void run_level(cs_task *task, int level, int64_t first, int64_t images) {
     const cs_plan *plan = task->plan;
@@ -54,8 +61,11 @@ static void run_level(cs_task *task, int level, int64_t first, int64_t images) {
     task->images = images;
     for (int o = 0; o < plan->op_count; o++)
         if (plan->ops[o].level == level) {
+            const int64_t start = task->spent ? now() : 0;
             cs_execute(task, &plan->ops[o]);
             cs_wait(task);
+            if (task->spent)
+                task->spent[o] += now() - start;
         }
 }
 
@@ -65,6 +75,8 @@ static void work(void *argument, int rank, int size) {
     cs_task task = {.plan = plan, .x = r->x, .results = r->results, .size = 1, .barrier = &r->barrier};
     task.scratch = r->arenas[rank] + plan->scratch;
     task.shared_scratch = r->arenas[0] + plan->scratch;
+    if (r->spent)
+        task.spent = r->spent + (int64_t)rank * plan->op_count;
     const uint64_t mode = cs_flush_denormals();
     if (r->parts) {
         task.arena = r->arenas[rank];
@@ -119,16 +131,11 @@ static void learn(cs_pace *pace, int shared, int64_t nanoseconds) {
     atomic_store_explicit(&pace->until_trial, interval, memory_order_relaxed);
 }
 
-static int64_t now(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return t.tv_sec * 1000000000LL + t.tv_nsec;
-}
-
 void cs_plan_run(const cs_plan *plan, cs_pace *pace, int64_t n, const float *x,
-                 float *const *results, float *const *arenas, int threads) {
+                 float *const *results, float *const *arenas, int threads, int64_t *spent) {
     const int64_t chunk = plan->group[plan->levels - 1];
-    run r = {.plan = plan, .n = n, .x = x, .results = results, .arenas = arenas};
+    run r = {.plan = plan, .n = n, .x = x, .results = results, .arenas = arenas,
+             .spent = spent};
     atomic_init(&r.next, 0);
     atomic_init(&r.barrier.arrived, 0);
     atomic_init(&r.barrier.round, 0);

@@ -12,10 +12,12 @@ typedef struct cs_pace {
 } cs_pace;
 
 /* n images x float32[n][C][H][W] -> results[i] float32[n][...]. arenas: one a thread.
+ * spent: int64[threads][op_count], to which each thread adds the nanoseconds that it spent on each
+ * operation, or NULL.
  *
  * Throughput: each thread takes a share of the batch through the whole plan, and nobody waits.
  * Latency: for a single image the threads share each operation. */
 void cs_plan_run(const cs_plan *plan, cs_pace *pace, int64_t n, const float *x,
-                 float *const *results, float *const *arenas, int threads);
+                 float *const *results, float *const *arenas, int threads, int64_t *spent);
 
 #endif

@@ -26,6 +26,7 @@ const cs_kernels CS_CAT(cs_kernels_, CS_ISA) = {
     .block = CS_VL,
     .conv_tile_blocks = conv_tile_blocks,
     .conv_by_pixels = conv_by_pixels,
+    .conv_tile_pixels = conv_tile_pixels,
     .conv = conv,
     .winograd_input = winograd_input,
     .winograd_output = winograd_output,

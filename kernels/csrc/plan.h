@@ -117,6 +117,7 @@ typedef struct cs_task {
     int64_t group_start[CS_MAX_LEVELS];
     int32_t rank, size;
     struct cs_barrier *barrier;
+    int64_t *spent;                 /* nanoseconds by operation, to be added to; NULL: not timed */
 } cs_task;
 
 void cs_execute(const cs_task *task, const cs_op *op);

@@ -154,3 +154,46 @@ def test_a_bad_file_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[st
     out, err = capsys.readouterr()
     assert out == "" and err.count("\n") == 1
     assert err.startswith(f"convserve: error: {tmp_path / 'm.npz'}: ")
+
+
+def test_the_plan_as_a_table(
+    lenet: tuple[Path, ModelFile], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, _ = lenet
+    assert inspect(path, "--plan", "--batch", 3, "--threads", 1) == 0
+    first, *table = capsys.readouterr().out.splitlines()
+    assert "3 images a call, 1 threads" in first and "arena" in first
+    assert max(map(len, table)) <= 120
+    steps = [line.split()[0] for line in table if line.strip()]
+    assert steps.index("conv1") < steps.index("conv2") < steps.index("total")
+    assert "conv1 + relu1" in table[steps.index("conv1") + 1]
+    assert any("affine3" in line and "840" in line and "%" in line for line in table)
+
+
+def test_the_plan_as_json(
+    lenet: tuple[Path, ModelFile], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, model = lenet
+    assert inspect(path, "--plan", "--json") == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["batch"] == 1 and document["threads"] >= 1
+    steps = document["steps"]
+    assert [name for step in steps for name in step["layers"]] == [
+        node.name for node in model.graph.nodes if node.name != "flatten1"
+    ]
+    assert sum(step["multiply_adds"] for step in steps) == 416_520
+    assert document["measured_us"] == pytest.approx(sum(s["measured_us"] for s in steps))
+    assert document["arena_bytes"] > 0 and 0 < document["gflops"] < document["peak_gflops"] * 4
+    conv = steps[1]
+    assert conv["weight_bytes"] >= 600 and conv["input_bytes"] == 4 * 784
+    assert conv["measured_us"] > 0 and conv["estimated_us"] > 0
+    affine = next(step for step in steps if step["kernel"] == "affine")
+    assert len(affine["tile"]) == 2
+
+
+def test_options_of_the_plan_need_it(
+    lenet: tuple[Path, ModelFile], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for options in (["--batch", 2], ["--threads", 1], ["--plan", "--batch", 0]):
+        assert inspect(lenet[0], *options) == 2
+        assert "--batch" in capsys.readouterr().err

@@ -1,0 +1,37 @@
+"""What the kernels can do, whichever of them a plan takes."""
+
+from __future__ import annotations
+
+from convserve.graph import layers
+from convserve.graph.layers import Shape
+from convserve.kernels._arguments import halves
+
+__all__ = ["can_pool", "can_winograd", "is_depthwise"]
+
+# Fewer channels fill no vector of the transforms.
+WINOGRAD_CHANNELS = 8
+
+
+def is_depthwise(op: layers.Conv2d, shape: Shape) -> bool:
+    """Whether the convolution has one filter for each channel of an input of that shape."""
+    return 1 < op.groups == shape[0] == op.out_channels
+
+
+def can_winograd(op: layers.Conv2d, shape: tuple[int, int, int]) -> bool:
+    """Whether Winograd kernels can compute the convolution of a blocked image of that shape."""
+    few = min(shape[0], op.out_channels) < WINOGRAD_CHANNELS
+    return not few and op.groups == 1 and op.window([shape])[:6] == (3, 3, 1, 1, 1, 1)
+
+
+def can_pool(
+    op: layers.Conv2d,
+    shape: tuple[int, int, int],
+    pool: layers.MaxPool2d | layers.AvgPool2d,
+    made: tuple[int, int, int],
+) -> bool:
+    """Whether every kernel for the convolution of `shape` to `made` can pool what it stores."""
+    if is_depthwise(op, shape):
+        return False
+    if can_winograd(op, shape):
+        return isinstance(pool, layers.MaxPool2d) and halves(pool.window([made]), *made[1:])
+    return True

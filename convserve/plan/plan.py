@@ -1,0 +1,130 @@
+"""An executable plan, and what each of its steps is and should cost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import ceil, prod
+
+import numpy as np
+import numpy.typing as npt
+
+from convserve.graph.layers import Shape
+from convserve.kernels._core import block
+from convserve.kernels._executor import Executor
+from convserve.plan.cost import Kernel, Moving
+from convserve.plan.lower import Step, Steps
+
+__all__ = ["Plan", "PlanStep"]
+
+Array = npt.NDArray[np.float32]
+# An image must get faster by this factor for a larger batch to count as more efficient.
+WORTH_WHILE = 0.98
+
+
+@dataclass(frozen=True)
+class PlanStep:
+    """What a plan does at a time: one layer, and those that are fused with it."""
+
+    name: str  # of the value that it makes
+    layers: tuple[str, ...]
+    kernel: Kernel
+    layout: str  # of its input and its output
+    group: int  # images at a time
+    macs: int  # an image
+    input_bytes: int  # an image, its halo not counted
+    output_bytes: int
+    operations: range  # of the executor
+
+    @classmethod
+    def of(
+        cls,
+        step: Step,
+        shapes: Mapping[str, Shape],
+        macs: int,
+        kernel: Kernel,
+        planar: bool,
+        group: int,
+        operations: range,
+    ) -> PlanStep:
+        """A step of the plan; planar: it reads the network's input as NCHW."""
+        names = [*step.inputs, *([step.residual] if step.residual else [])]
+        read = 4 * sum(prod(shapes[name]) for name in names)
+        made = 4 * prod(step.shape)
+        layout = f"NCHW → NCHW{block()}c" if planar else f"NCHW{block()}c"
+        return cls(
+            step.name, tuple(step.nodes), kernel, layout, group, macs, read, made, operations
+        )
+
+    @classmethod
+    def of_copy(
+        cls, name: str, floats: int, layout: tuple[bool, bool], group: int, operations: range
+    ) -> PlanStep:
+        """An input into the arena, or a value to a result; layout: whether they are planar."""
+        before, after = ("NCHW" if planar else f"NCHW{block()}c" for planar in layout)
+        text = before if before == after else f"{before} → {after}"
+        kernel = Moving("copy", 8 * floats, vectors=ceil(floats / block()))
+        return cls(name, (), kernel, text, group, 0, 4 * floats, 4 * floats, operations)
+
+    def nanoseconds(self, images: int) -> float:
+        """The cost model's time for a thread's `images` images."""
+        groups, rest = divmod(images, self.group)
+        time = groups * self.kernel.nanoseconds(self.group) if groups else 0.0
+        return time + (self.kernel.nanoseconds(rest) if rest else 0.0)
+
+    def estimate(self, images: int, threads: int = 1) -> float:
+        """Seconds in a call with so many images, by the cost model."""
+        each = ceil(images / threads)
+        share = threads if images == 1 else 1  # the threads share a single image
+        return self.nanoseconds(each) / share * 1e-9
+
+
+class Plan:
+    """An executable network; `run` may be called by several threads at a time."""
+
+    def __init__(self, executor: Executor, steps: Steps, parts: Sequence[PlanStep]) -> None:
+        self._executor = executor
+        self.steps = steps
+        self.parts = tuple(parts)
+
+    @property
+    def arena_bytes(self) -> int:
+        """Memory for the values between the layers, a thread."""
+        return int(self._executor.arena_bytes)
+
+    def run(self, x: Array, threads: int = 1) -> list[Array]:
+        """x: float32[N, C, H, W], C-contiguous. Returns new arrays, one for each output."""
+        return self._executor.run(x, threads)
+
+    def profile(self, x: Array, threads: int = 1, runs: int = 9) -> npt.NDArray[np.float64]:
+        """Seconds of each of `parts` in a call: float64[runs, parts], one row a call.
+
+        Where threads work on different images, the mean of theirs.
+        """
+        seconds = np.empty((runs, len(self.parts)))
+        for run in range(runs):
+            spent = np.zeros((threads, self._executor.operations), np.int64)
+            self._executor.run(x, threads, spent)
+            busy = max(1, np.count_nonzero(spent.sum(axis=1)))
+            for i, part in enumerate(self.parts):
+                seconds[run, i] = (
+                    spent[:, part.operations.start : part.operations.stop].sum() / busy * 1e-9
+                )
+        return seconds
+
+    def estimate(self, images: int, threads: int = 1) -> float:
+        """Seconds that a call with so many images should take, by the cost model."""
+        return sum(part.estimate(images, threads) for part in self.parts)
+
+    def efficient_batches(self, largest: int, threads: int = 1) -> list[int]:
+        """The batches up to `largest` in which an image is faster than in all smaller ones.
+
+        Ascending, 1 first. A scheduler that may choose takes the largest of them that it can fill.
+        """
+        batches, best = [], float("inf")
+        for images in range(1, largest + 1):
+            time = self.estimate(images, threads) / images
+            if time < best * WORTH_WHILE:
+                batches.append(images)
+                best = time
+        return batches
