@@ -286,7 +286,8 @@ cdef class Executor:
         window, largest, count_padding = pool
         cdef int block = self.plan.kernels.block, t, widest = 0
         cdef cs_pool *p = &o.pool
-        if largest and o.conv.pixels and halves(window, o.conv.oh, o.conv.ow) and 2 * window.ow >= block:
+        halved = largest and halves(window, o.conv.oh, o.conv.ow)
+        if halved and o.conv.pixels and 2 * window.ow >= block:
             o.conv.pool = 1
             return
         o.pooling = CS_MAX_POOL if largest else CS_AVG_POOL
