@@ -51,7 +51,7 @@ static void run_plan(int64_t n, const float *x, float *y, int threads) {
     float *arenas[THREADS], *results[] = {y};
     for (int i = 0; i < THREADS; i++)
         arenas[i] = floats(arena_floats);
-    cs_plan_run(&plan, &pace, n, x, results, arenas, threads);
+    cs_plan_run(&plan, &pace, n, x, results, arenas, threads, NULL);
     for (int i = 0; i < THREADS; i++)
         free(arenas[i]);
 }
