@@ -57,7 +57,7 @@ cdef extern from "cs.h" nogil:
         int32_t block
         int (*conv_tile_blocks)(int ow, int blocks) noexcept nogil
         int (*conv_by_pixels)(int ow, int filters, int taps) noexcept nogil
-        int (*conv_tile_pixels)(int blocks, int64_t x_px) noexcept nogil
+        int (*conv_tile_pixels)(int blocks) noexcept nogil
         void (*conv)(const cs_conv *p, int t, int oh0, int oh1, const float *x, const float *w,
                      const float *bias, const float *r, float *y) noexcept nogil
         void (*depthwise)(const cs_depthwise *p, int block, int oh0, int oh1, const float *x,

@@ -65,16 +65,15 @@ def block():
     return in_use.block
 
 
-def register_tile(int ow, int blocks, int64_t x_px, int widest=4):
+def register_tile(int ow, int blocks, int widest=4):
     """(output blocks, pixels) of direct convolution's tile for rows of `ow` pixels.
 
-    blocks: of the layer's output; x_px: floats from one pixel's input to the next one's; widest:
-    output blocks at the most.
+    blocks: of the layer's output; widest: output blocks at the most.
     """
     cdef int size = in_use.conv_tile_blocks(ow, blocks)
     while size > widest:
         size //= 2
-    return size, in_use.conv_tile_pixels(size, x_px)
+    return size, in_use.conv_tile_pixels(size)
 
 
 def by_pixels(int ow, int filters, int taps):

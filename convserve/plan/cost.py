@@ -140,12 +140,11 @@ class Direct:
     @property
     def tile(self) -> tuple[int, int]:
         conv, window = self.conv, self.conv.window
-        step = window.sw * (1 if conv.planar else block())
         widest = 4
         # A tile does not span groups: the weights in between would be zeros.
         while conv.groups > 1 and widest > 1 and conv.filters // conv.groups % (widest * block()):
             widest //= 2
-        return register_tile(window.ow, conv.blocks, step, widest)
+        return register_tile(window.ow, conv.blocks, widest)
 
     @property
     def depth(self) -> int:
@@ -221,7 +220,7 @@ class Winograd:
 
     @property
     def tile(self) -> tuple[int, int]:
-        return register_tile(64, self.conv.blocks, block())
+        return register_tile(64, self.conv.blocks)
 
     @property
     def weight_bytes(self) -> int:
@@ -275,7 +274,7 @@ class Affine:
 
     @property
     def tile(self) -> tuple[int, int]:
-        return register_tile(1, ceil(self.outputs / block()), block())
+        return register_tile(1, ceil(self.outputs / block()))
 
     @property
     def weight_bytes(self) -> int:

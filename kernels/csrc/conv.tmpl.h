@@ -6,7 +6,6 @@
  * is the same kernel with the images of a batch as its pixels. */
 
 #define CS_PX_MAX (CS_PX1 > CS_PX2 ? CS_PX1 : CS_PX2)
-#define CS_PX_ANY 6   /* widest tile where the pixel step is only known at run time */
 
 /* `step`: floats between pixels where the compiler may know them, 0 for p->x_px */
 CS_INLINE void conv_tile(const int nb, const int np, const int step, const cs_conv *p, int planes,
@@ -95,21 +94,13 @@ typedef void conv_tile_fn(const cs_conv *p, int planes, int last, const float *x
 CS_FAMILY(blocked, CS_VL)
 CS_FAMILY(blocked2, 2 * CS_VL)
 CS_FAMILY(planar, 1)
-CS_TILES6(1, any, 0)
-CS_TILES6(2, any, 0)
-#if CS_PX4
-CS_TILES6(4, any, 0)
-#endif
+CS_FAMILY(any, 0)
 
 static conv_tile_fn *const conv_tiles[4][3][15] = {
     CS_FAMILY_ROWS(blocked),
     CS_FAMILY_ROWS(blocked2),
     CS_FAMILY_ROWS(planar),
-#if CS_PX4
-    {{CS_ROW6(1, any)}, {CS_ROW6(2, any)}, {CS_ROW6(4, any)}},
-#else
-    {{CS_ROW6(1, any)}, {CS_ROW6(2, any)}},
-#endif
+    CS_FAMILY_ROWS(any),
 };
 
 /* Few pixels a row leave registers for more output blocks, which reuse each broadcast. */
@@ -129,10 +120,8 @@ static int conv_by_pixels(int ow, int filters, int taps) {
     return ow >= CS_VL && (double)vectors * (filters * taps + transposed) < by_filters;
 }
 
-/* The most pixels that a tile of 1, 2 or 4 output blocks takes, by the floats between pixels. */
-static int conv_tile_pixels(int blocks, int64_t x_px) {
-    if (x_px != CS_VL && x_px != 2 * CS_VL && x_px != 1)
-        return CS_PX_ANY;
+/* The most pixels that a tile of 1, 2 or 4 output blocks takes. */
+static int conv_tile_pixels(int blocks) {
     return blocks == 4 ? CS_PX4 : blocks == 2 ? CS_PX2 : CS_PX1;
 }
 
@@ -146,7 +135,7 @@ static void conv(const cs_conv *p, int t, int oh0, int oh1, const float *x, cons
     }
     const int size = tile->blocks == 4 ? 2 : tile->blocks - 1;
     const int step = p->x_px == CS_VL ? 0 : p->x_px == 2 * CS_VL ? 1 : p->x_px == 1 ? 2 : 3;
-    const int widest = conv_tile_pixels(tile->blocks, p->x_px);
+    const int widest = conv_tile_pixels(tile->blocks);
     const int parts = (p->ow + widest - 1) / widest;
     const int last = p->last_plane - tile->plane;
     assert(tile->blocks == 1 || tile->blocks == 2 || (CS_PX4 && tile->blocks == 4));

@@ -129,7 +129,7 @@ typedef struct cs_kernels {
     /* How many output blocks one tile takes, for a layer of ow pixels a row and `blocks` blocks. */
     int (*conv_tile_blocks)(int ow, int blocks);
     /* How many pixels of a row a tile of so many blocks takes at the most; x_px: floats between them. */
-    int (*conv_tile_pixels)(int blocks, int64_t x_px);
+    int (*conv_tile_pixels)(int blocks);
     /* Whether vectors of pixels are the better ones for a stride of 1 over an NCHW image. */
     int (*conv_by_pixels)(int ow, int filters, int taps);
     /* Rows [oh0, oh1) (of what is stored) of tile t of one image. x points at the first padded pixel, r may be NULL.
