@@ -29,7 +29,7 @@ cdef extern from "executor.h" nogil:
 
     ctypedef struct cs_conv_op:
         cs_conv conv
-        int32_t pooling, rows, strip
+        int32_t pooling, rows, band, strip
         cs_pool pool
 
     ctypedef struct cs_winograd_op:
@@ -80,12 +80,16 @@ cdef extern from "executor.h" nogil:
                      float **results, float **arenas, int threads, int64_t *spent)
 
 # Below this number of multiply-accumulates a call a second thread costs more than it brings.
-cdef double THREADS_FROM = 1e6
+cdef double THREADS_FROM = 6e5
 cdef int MAX_THREADS = 256
 # Of a Winograd pass: most of a second-level cache.
 cdef int SCRATCH_FLOATS = 160 * 1024
 
 
+# A convolution whose input is larger, and whose weights are fewer, goes through it in bands of rows.
+cdef int64_t BAND_INPUT = 64 * 1024
+cdef int64_t BAND_WEIGHTS = 12 * 1024
+cdef int64_t BAND_FLOATS = 32 * 1024
 # Of the rows that a convolution hands to the pooling after it.
 cdef int STRIP_FLOATS = 16 * 1024
 
@@ -272,7 +276,7 @@ cdef class Executor:
         packed.write_to(ty.plane, ty.row, ty.px)
         o.conv = packed.conv
         o.conv.activation = described(activation)
-        o.rows, o.pooling = ty.height, -1
+        o.rows, o.pooling, o.band = ty.height, -1, 0
         op.x_start = -<int64_t>window.pt * tx.row - window.pl * tx.px
         self._keep(op, packed)
         if residual is not None:
@@ -281,6 +285,9 @@ cdef class Executor:
             o.conv.r_block, o.conv.r_row, o.conv.r_px = tr.plane, tr.row, tr.px
         if pool is not None:
             self._pool_on_store(o, ty, pool)
+        cdef int64_t row = tx.row * (o.conv.oh * window.sh // o.rows) * packed.planes
+        if o.conv.tiles > 1 and packed.weight_floats <= BAND_WEIGHTS and row * o.rows > BAND_INPUT:
+            o.band = max(1, BAND_FLOATS // row)
 
     cdef void _pool_on_store(self, cs_conv_op *o, cs_tensor *ty, pool):
         window, largest, count_padding = pool

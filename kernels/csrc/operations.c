@@ -132,23 +132,37 @@ static void convolve_and_pool(const cs_task *task, const cs_op *op, int t, int f
     }
 }
 
-/* The lines of all tiles, one tile after the other: threads take different output channels first,
- * and so different weights. */
+/* Rows from..to of what tile t stores, of all images. */
+static void convolve_rows(const cs_task *task, const cs_op *op, int t, int from, int to) {
+    const cs_conv_op *o = &op->as.conv;
+    for (int64_t i = task->first; i < task->first + task->images; i++) {
+        if (o->pooling >= 0)
+            convolve_and_pool(task, op, t, from, to, i);
+        else
+            task->plan->kernels->conv(&o->conv, t, from, to, pixels(task, op->x, i) + op->x_start,
+                                      op->weight, op->bias, op->r < 0 ? NULL : pixels(task, op->r, i),
+                                      pixels(task, op->y, i));
+    }
+}
+
 static void convolve(const cs_task *task, const cs_op *op) {
     const cs_conv_op *o = &op->as.conv;
+    if (o->band) {
+        /* a few rows for all tiles: the input, too large for the cache, is read once */
+        const span rows = share(task, o->rows);
+        for (int64_t row = rows.from; row < rows.to; row += o->band)
+            for (int t = 0; t < o->conv.tiles; t++)
+                convolve_rows(task, op, t, (int)row,
+                              (int)(rows.to - row < o->band ? rows.to : row + o->band));
+        return;
+    }
+    /* all rows of one tile after the other: threads take different output channels first, and so
+     * different weights */
     const span part = share(task, (int64_t)o->conv.tiles * o->rows);
     for (int t = (int)(part.from / o->rows); t * (int64_t)o->rows < part.to; t++) {
         const int64_t start = (int64_t)t * o->rows;
-        const int from = part.from > start ? (int)(part.from - start) : 0;
-        const int to = part.to < start + o->rows ? (int)(part.to - start) : o->rows;
-        for (int64_t i = task->first; i < task->first + task->images; i++) {
-            if (o->pooling >= 0)
-                convolve_and_pool(task, op, t, from, to, i);
-            else
-                task->plan->kernels->conv(&o->conv, t, from, to, pixels(task, op->x, i) + op->x_start,
-                                          op->weight, op->bias, op->r < 0 ? NULL : pixels(task, op->r, i),
-                                          pixels(task, op->y, i));
-        }
+        convolve_rows(task, op, t, part.from > start ? (int)(part.from - start) : 0,
+                      part.to < start + o->rows ? (int)(part.to - start) : o->rows);
     }
 }
 

@@ -45,7 +45,8 @@ typedef struct cs_conv_op {
     cs_conv conv;
     int32_t pooling;        /* CS_MAX_POOL, CS_AVG_POOL or -1 */
     int32_t rows;           /* of what is stored */
-    int32_t strip;          /* rows that are stored together */
+    int32_t band;           /* rows that all tiles make before the next ones; 0: all rows */
+    int32_t strip;          /* rows that are pooled and stored together */
     cs_pool pool;           /* x_plane: floats of a strip of the convolution's rows of one block */
 } cs_conv_op;
 
