@@ -86,7 +86,7 @@ cdef int MAX_THREADS = 256
 cdef int SCRATCH_FLOATS = 160 * 1024
 
 
-# A convolution whose input is larger, and whose weights are fewer, goes through it in bands of rows.
+# A convolution with a larger input and fewer weights goes through it in bands of rows.
 cdef int64_t BAND_INPUT = 64 * 1024
 cdef int64_t BAND_WEIGHTS = 12 * 1024
 cdef int64_t BAND_FLOATS = 32 * 1024
