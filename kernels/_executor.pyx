@@ -15,6 +15,7 @@ from convserve.kernels._packed cimport PackedConv
 from convserve.kernels._winograd cimport PackedWinograd
 
 from convserve.kernels._arguments import halves
+from convserve.kernels._winograd import pass_tiles
 
 cdef extern from "executor.h" nogil:
     enum: CS_STAGE, CS_CONV, CS_WINOGRAD, CS_AFFINE, CS_DEPTHWISE, CS_MAX_POOL, CS_AVG_POOL
@@ -82,8 +83,6 @@ cdef extern from "executor.h" nogil:
 # Below this number of multiply-accumulates a call a second thread costs more than it brings.
 cdef double THREADS_FROM = 6e5
 cdef int MAX_THREADS = 256
-# Of a Winograd pass: most of a second-level cache.
-cdef int SCRATCH_FLOATS = 160 * 1024
 
 
 # A convolution with a larger input and fewer weights goes through it in bands of rows.
@@ -337,12 +336,12 @@ cdef class Executor:
         if residual is not None:
             op.r = residual
             o.tiles.r_block, o.tiles.r_row = self.tensors[op.r].plane, self.tensors[op.r].row
-        # Inputs and products of a pass in the Winograd domain: as many tiles as the cache holds.
+        # Inputs and products of a pass in the Winograd domain.
         widest = max(product.tiles[i].blocks for i in range(product.conv.tiles))
         a_tile = coefficients * block * (product.planes + widest)
         steps = 2 * coefficients * block   # what keeps the coefficients apart
         tiles = o.tiles.rows * o.tiles.columns * self.plan.group[level]
-        o.slots = max(14, min(SCRATCH_FLOATS // a_tile, tiles, 112))
+        o.slots = pass_tiles(m, packed.channels, packed.filters, tiles)
         self.scratch_floats = max(self.scratch_floats, <int64_t>(o.slots * a_tile + steps))
 
     def affine(self, int level, int x, int y, PackedConv packed, activation=None):

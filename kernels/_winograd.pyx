@@ -10,7 +10,7 @@ import numpy as np
 from convserve.errors import ShapeError
 from convserve.kernels._arguments import conv_window, float32_array
 
-from convserve.kernels._core cimport Buffer
+from convserve.kernels._core cimport Buffer, table
 from convserve.kernels._packed cimport PackedConv
 
 ROOT = 2.0 ** 0.5
@@ -27,6 +27,25 @@ G = {
         ]
     ),
 }
+
+
+# What the inputs and products of a pass may take: most of a second-level cache, or, where the
+# weights are larger and each pass reads them from farther away, a part of the last-level one.
+# Inputs are read for one product in 32 only, weights for one in as many as the pass has tiles.
+CACHED_WEIGHTS = 640 * 1024  # floats
+PASS_FLOATS = 160 * 1024
+LARGE_PASS_FLOATS = 1280 * 1024
+
+
+def pass_tiles(m, channels, filters, tiles):
+    """How many tiles of m x m outputs go through their products together; `tiles`: at the most."""
+    cdef int block = table().block, planes = (channels + block - 1) // block
+    cdef int blocks = (filters + block - 1) // block
+    coefficients = (m + 2) ** 2
+    a_tile = coefficients * block * (planes + table().conv_tile_blocks(64, blocks))
+    large = coefficients * channels * blocks * block > CACHED_WEIGHTS
+    most = (LARGE_PASS_FLOATS if large else PASS_FLOATS) // a_tile
+    return max(14, min(most, tiles, 112))
 
 
 cdef int _transform(const float[:, :, :, ::1] w, const double[:, ::1] g,

@@ -20,6 +20,7 @@ from typing import Protocol
 
 from convserve.kernels._arguments import Window
 from convserve.kernels._core import block, by_pixels, isa, register_tile
+from convserve.kernels._winograd import pass_tiles
 
 __all__ = [
     "Affine",
@@ -36,7 +37,6 @@ __all__ = [
 
 SECOND_LEVEL = 640 * 1024  # bytes of weights that the second-level cache keeps beside images
 LAST_LEVEL = 24 << 20  # bytes of weights that the last-level cache keeps
-PASS_FLOATS = 160 * 1024  # of a Winograd pass, as in the executor
 
 
 @dataclass(frozen=True)
@@ -229,9 +229,7 @@ class Winograd:
     def nanoseconds(self, images: int) -> float:
         conv, window, machine = self.conv, self.conv.window, machines[isa()]
         tiles = ceil(window.oh / self.m) * ceil(window.ow / self.m) * images
-        a_tile = self.coefficients * block() * (conv.planes + self.tile[0])
-        slots = max(14, min(PASS_FLOATS // a_tile, tiles, 112))
-        passes = ceil(tiles / slots)
+        passes = ceil(tiles / pass_tiles(self.m, conv.channels, conv.filters, tiles))
         line = _line(machine, conv.blocks, self.tile, tiles / passes, conv.channels, conv.planes)
         products = passes * self.coefficients * line
         into, out = (
