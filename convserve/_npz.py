@@ -24,7 +24,7 @@ import numpy.typing as npt
 
 from convserve.errors import ConvserveError
 
-__all__ = ["FAULTS", "NpzFault", "Reader", "atomic_file", "reading", "write"]
+__all__ = ["FAULTS", "NpzFault", "Reader", "atomic_file", "open_regular", "reading", "write"]
 
 MAX_DIRECTORY = 16 << 20  # bytes of the archive's list of members
 _CHUNK = 1 << 18  # bytes; small enough to stay in cache while it is copied, checked and hashed
@@ -158,7 +158,7 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
 @contextmanager
 def reading(path: Path) -> Iterator[Reader]:
     """The archive, open for reading; what zipfile finds wrong is an NpzFault too."""
-    with _open_regular(path) as file:
+    with open_regular(path) as file:
         try:
             yield Reader(file)
         except (NpzFault, ConvserveError):
@@ -168,8 +168,8 @@ def reading(path: Path) -> Iterator[Reader]:
             raise NpzFault(f"the archive is damaged: {detail:.200}") from error
 
 
-def _open_regular(path: Path) -> BinaryIO:
-    """Refuses folders, and pipes that would block."""
+def open_regular(path: Path) -> BinaryIO:
+    """Opens a file for reading; refuses folders, and pipes that would block."""
     if "\0" in str(path):
         raise NpzFault("the path holds a null byte")
     mode = path.stat().st_mode

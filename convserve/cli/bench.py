@@ -14,6 +14,7 @@ import numpy as np
 from convserve.cli._layer_bench import SHAPES, measure_layers
 from convserve.cli._load import Limits
 from convserve.cli._timing import Timing, measure
+from convserve.cli._tuning import tune_model
 from convserve.kernels._cores import usable_cores
 
 
@@ -107,13 +108,16 @@ def _counts(ctx: click.Context, param: click.Parameter, value: str | None) -> tu
 @click.option(
     "--seconds",
     type=click.FloatRange(min=0.01, max=3600),
-    help="How long to measure each row.  [default: 1; 0.2 for --layers]",
+    help="How long to measure each row.  [default: 1; 0.2 for --layers; 2 for --tune]",
 )
 @click.option(
     "--shapes",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     default=SHAPES,
     help="A file of layer shapes for --layers.  [default: layers of real networks]",
+)
+@click.option(
+    "--tune", is_flag=True, help="Write a tuning record beside MODEL: its fastest kernels here."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
 def command(
@@ -134,6 +138,7 @@ def command(
     images: tuple[Path, ...],
     seconds: float | None,
     shapes: Path,
+    tune: bool,
     as_json: bool,
 ) -> None:
     """Measure a model's or a server's speed.
@@ -149,6 +154,10 @@ def command(
     With --layers: GFLOP/s of single convolution layers on packed operands, beside the peak of the
     machine, which is measured just before each of them.
 
+    With --tune: each kernel that can compute a convolution of MODEL is timed inside the network,
+    and the times are written beside it (model.npz: model.tune.json). Whoever loads the model from
+    then on, a server too, gets the fastest kernels. Scores may change in their last digits.
+
     \b
     convserve bench lenet.npz --batch 1,32 --threads 1,2
     convserve bench --server localhost:8001 --batch 1 --rate 2000 --seconds 10
@@ -156,6 +165,11 @@ def command(
     """
     if sum((model is not None, server is not None, layers)) != 1:
         raise click.UsageError("give one of MODEL, --server HOST:PORT and --layers")
+    if tune:
+        if model is None:
+            raise click.UsageError("--tune needs a MODEL")
+        tune_model(model, seconds or 2.0, as_json)
+        return
     if layers:
         _bench_layers(shapes, threads or (1,), seconds or 0.2, as_json)
         return

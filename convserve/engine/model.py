@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from math import ceil
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +18,9 @@ from convserve.graph import Graph
 from convserve.images import ImageSource, to_pixels
 from convserve.kernels._arguments import integer
 from convserve.kernels._cores import usable_cores
-from convserve.plan import Plan, compile_plan
+from convserve.plan import Choice, Packed, Plan, Times, compile_plan
+from convserve.plan.choose import MANY
+from convserve.plan.tuning import find, read
 from convserve.preprocessing import Preprocessing
 
 __all__ = ["Model", "load", "newest_version", "top_k"]
@@ -25,17 +28,25 @@ __all__ = ["Model", "load", "newest_version", "top_k"]
 Array = npt.NDArray[np.float32]
 # Plans for other outputs than the model's own, kept at a time.
 MAX_PLANS = 16
+# Images a thread up to which plans that may depend on the batch are told apart.
+SMALL = 8
 
 
 class Model:
     """A model ready to predict; made by `convserve.load`. All methods may be called by any thread.
 
     An image gives the same bits alone, in any batch, at any place in it and with any number of
-    threads.
+    threads, unless it was loaded with `batch_invariant=False`.
     """
 
     def __init__(
-        self, file: model_file.ModelFile, *, name: str = "model", threads: int | None = None
+        self,
+        file: model_file.ModelFile,
+        *,
+        name: str = "model",
+        threads: int | None = None,
+        batch_invariant: bool = True,
+        times: Mapping[str, Times] | None = None,
     ) -> None:
         self.name = name
         self.graph: Graph = file.graph
@@ -45,16 +56,28 @@ class Model:
         cores = usable_cores()
         self.threads = cores if threads is None else min(integer(threads, "threads", 1), cores)
         self._params = file.params
+        self.batch_invariant = batch_invariant
+        self._times = times or {}
         self._lock = threading.Lock()
-        self._plans: dict[tuple[str, ...], Plan] = {}
-        self._plan(tuple(self.graph.outputs.values()))
+        # By the layers asked for, and the images a thread that it is made for (None: any number).
+        self._plans: dict[tuple[tuple[str, ...], int | None], Plan] = {}
+        self._packed: Packed = {}  # what plans for the model's own outputs share
+        self.plan(1)
 
     @classmethod
     def from_file(
-        cls, file: model_file.ModelFile, *, name: str = "model", threads: int | None = None
+        cls,
+        file: model_file.ModelFile,
+        *,
+        name: str = "model",
+        threads: int | None = None,
+        times: Mapping[str, Times] | None = None,
     ) -> Model:
-        """A model from the contents of a model file (or one that was just trained)."""
-        return cls(file, name=name, threads=threads)
+        """A model from the contents of a model file (or one that was just trained).
+
+        times: of a tuning record, as `plan.tuning.read` gives them.
+        """
+        return cls(file, name=name, threads=threads, times=times)
 
     @property
     def input_name(self) -> str:
@@ -87,7 +110,8 @@ class Model:
         wire = self.graph.outputs if outputs is None else None
         names = list(wire) if wire is not None else _names(outputs)
         asked = [self.graph.resolve(name) for name in names]
-        results = self._plan(tuple(asked)).run(self._checked(x), self.threads)
+        x = self._checked(x)
+        results = self._plan(tuple(asked), len(x)).run(x, self.threads)
         if outputs is None and len(results) == 1:
             return results[0]
         return dict(zip(names, results, strict=True))
@@ -115,19 +139,24 @@ class Model:
 
     def plan(self, batch: int) -> Plan:
         """The plan that computes the graph's outputs for so many images in a call."""
-        return self._plan(tuple(self.graph.outputs.values()))
+        return self._plan(tuple(self.graph.outputs.values()), batch)
 
-    def _plan(self, layers: tuple[str, ...]) -> Plan:
-        plan = self._plans.get(layers)
+    def _plan(self, layers: tuple[str, ...], images: int) -> Plan:
+        made_for = None if self.batch_invariant else _made_for(images, self.threads)
+        key = layers, made_for
+        plan = self._plans.get(key)
         if plan is None:
             with self._lock:
-                plan = self._plans.get(layers)
+                plan = self._plans.get(key)
                 if plan is None:
-                    plan = compile_plan(self.graph, self._params, layers)
                     own = tuple(self.graph.outputs.values())
-                    while len(self._plans) > MAX_PLANS:
-                        self._plans.pop(next(key for key in self._plans if key != own))
-                    self._plans[layers] = plan
+                    choice = Choice(batch=made_for, times=self._times)
+                    packed = self._packed if layers == own else None
+                    plan = compile_plan(self.graph, self._params, layers, choice, packed)
+                    others = [key for key in self._plans if key[0] != own]
+                    if len(others) >= MAX_PLANS:
+                        self._plans.pop(others[0])
+                    self._plans[key] = plan
         return plan
 
     def _checked(self, x: npt.NDArray[Any]) -> Array:
@@ -155,18 +184,37 @@ class Model:
         return self.preprocessing
 
 
-def load(path: str | os.PathLike[str], threads: int | None = None) -> Model:
+def load(
+    path: str | os.PathLike[str],
+    threads: int | None = None,
+    *,
+    batch_invariant: bool = True,
+    tuning: str | os.PathLike[str] | Literal[False] | None = None,
+) -> Model:
     """Loads a model file, or from a directory DIR/<version>/model.npz the highest version.
 
     threads: how many a call may use; by default the cores that this process may use.
-    Raises ModelFileError for anything missing or malformed.
+    batch_invariant: an image gives the same bits in any batch. False: kernels may be chosen by the
+    size of the batch where that is faster; results then differ in the last digits.
+    tuning: a tuning record, as `convserve bench --tune` makes it. None: the one beside the model
+    where there is one that fits, else a warning is logged; False: none.
+    Raises ModelFileError for anything missing or malformed, also of a record that is named.
     """
     path = Path(path)
     name = path.stem
     if path.is_dir():
         name = path.resolve().name
         path = newest_version(path)
-    return Model(model_file.load(path), name=name, threads=threads)
+    file = model_file.load(path)
+    if tuning is None:
+        times = find(path, file.graph)
+    elif tuning is False:
+        times = {}
+    elif isinstance(tuning, (str, os.PathLike)):
+        times = read(Path(tuning), file.graph)
+    else:
+        raise TypeError(f"tuning must be a path, None or False, got {tuning!r:.80}")
+    return Model(file, name=name, threads=threads, batch_invariant=batch_invariant, times=times)
 
 
 def newest_version(directory: Path) -> Path:
@@ -198,6 +246,12 @@ def top_k(
         [(labels[i] if labels else str(i), float(s)) for i, s in zip(row, row_scores, strict=True)]
         for row, row_scores in zip(order.tolist(), best.tolist(), strict=True)
     ]
+
+
+def _made_for(images: int, threads: int) -> int:
+    """The images a thread that a plan for so many is made for: 1, 2, 4, or a large batch."""
+    each = max(1, ceil(images / threads))
+    return 1 << each.bit_length() - 1 if each < SMALL else MANY
 
 
 _top_k = top_k  # where a parameter hides the name

@@ -21,6 +21,7 @@ from convserve.engine.model import Model
 from convserve.engine.scheduler import Batching, BatchScheduler
 from convserve.engine.statistics import Statistics
 from convserve.errors import InvalidRequestError, ModelFileError, ModelNotFoundError
+from convserve.plan import tuning
 
 __all__ = ["IndexEntry", "ModelRepository", "ServedModel", "find_models"]
 
@@ -82,7 +83,8 @@ class ModelRepository:
         for found in find_models(Path(path)):
             started = time.monotonic()
             loaded = model_file.load(found.path)
-            model = Model.from_file(loaded, name=found.name, threads=threads)
+            times = tuning.find(found.path, loaded.graph)
+            model = Model.from_file(loaded, name=found.name, threads=threads, times=times)
             for size in sorted({1, batching.max_batch_size}):
                 model.predict(np.zeros((size, *model.input_shape), np.float32))
             scheduler = BatchScheduler(model, batching, name=found.name)

@@ -19,10 +19,14 @@ from convserve.plan.abilities import can_winograd, is_depthwise
 from convserve.plan.cost import Affine, Conv, Depthwise, Direct, Kernel, Moving, Pixels, Winograd
 from convserve.plan.lower import Step, image_shape
 
-__all__ = ["Choice", "Times", "alternatives", "choose"]
+__all__ = ["KERNELS", "MANY", "Choice", "Times", "alternatives", "choose"]
 
 # Of one layer: kernel -> images -> nanoseconds.
 Times = Mapping[str, Mapping[int, float]]
+# Images a thread from which on a batch is a large one.
+MANY = 32
+# Of a convolution for which there is a choice.
+KERNELS = ("winograd4", "winograd2", "direct")
 # Multiply-adds that a value takes, roughly.
 TAPS: dict[type[layers.Operator], int] = {
     layers.Softmax: 30,
@@ -39,6 +43,11 @@ class Choice:
     batch: int | None = None  # images a thread that the plan is made for; None: any number
     kernel: str | None = None  # to take wherever a layer can
     times: Mapping[str, Times] = field(default_factory=dict)  # measured, by layer
+
+    @property
+    def most(self) -> int:
+        """The images that a thread may get, if the plan is for them up to their double."""
+        return MANY if self.batch is None else min(MANY, 2 * self.batch - 1)
 
 
 def choose(

@@ -7,9 +7,10 @@ input is read as NCHW where a convolution of few channels or an affine layer com
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -28,11 +29,9 @@ from convserve.plan.lower import Step, Steps, image_shape, lower
 from convserve.plan.memory import Extent, place
 from convserve.plan.plan import Plan, PlanStep
 
-__all__ = ["compile_plan"]
+__all__ = ["Packed", "compile_plan"]
 
 Array = npt.NDArray[np.float32]
-# Images that a thread takes through the plan at a time: enough to reuse an affine layer's weights.
-MAX_GROUP = 32
 # What a group's inputs and outputs of a layer may take, for the second-level cache to hold them.
 GROUP_FLOATS = 96 * 1024
 # Pixels of all images of a group at the least, to reuse the weights of deep layers.
@@ -41,6 +40,9 @@ MIN_PIXELS = 400
 AFFINE_FLOATS = 4096 * 1024
 
 INVARIANT = Choice()
+# By the layers of a step, from which its folded weights follow, and its kernel.
+Packed = dict[tuple[tuple[str, ...], Kernel], Any]
+_P = TypeVar("_P")
 Halo = tuple[int, int, int, int]
 NO_HALO: Halo = (0, 0, 0, 0)
 
@@ -50,8 +52,12 @@ def compile_plan(
     params: Mapping[str, Array],
     outputs: Sequence[str] | None = None,
     choice: Choice = INVARIANT,
+    packed: Packed | None = None,
 ) -> Plan:
     """Compiles the plan that computes the named layers; by default the graph's outputs.
+
+    packed: weights that plans of the same graph and parameters share; the plan takes what is there
+    and adds its own.
 
     Raises UnknownNameError for a layer that does not exist, ShapeError and TypeError for
     parameters that do not fit the graph.
@@ -64,7 +70,7 @@ def compile_plan(
             raise UnknownNameError(f"the parameter {name!r} is missing")
         checked[name] = float32_shaped(params[name], name, spec.shape, "as its layer says")
     steps = lower(graph, checked, list(dict.fromkeys(asked)))
-    compiler = _Compiler(graph, steps, asked, choice)
+    compiler = _Compiler(graph, steps, asked, choice, {} if packed is None else packed)
     return Plan(compiler.run(), steps, compiler.parts)
 
 
@@ -83,8 +89,11 @@ class _Value:
 
 
 class _Compiler:
-    def __init__(self, graph: Graph, steps: Steps, asked: list[str], choice: Choice) -> None:
+    def __init__(
+        self, graph: Graph, steps: Steps, asked: list[str], choice: Choice, packed: Packed
+    ) -> None:
         self.graph, self.steps, self.asked, self.choice = graph, steps, asked, choice
+        self.packed = packed
         self.parts: list[PlanStep] = []
         self.values: dict[str, _Value] = {}
         # The input as the layers that read it want it: "planar" with a halo, or "blocked".
@@ -143,7 +152,7 @@ class _Compiler:
         A step takes as many images at a time as the cache holds of what it reads and makes, but no
         more than any step after it: so the groups grow along the plan.
         """
-        group, sizes = min(MAX_GROUP, self.choice.batch or MAX_GROUP), []
+        group, sizes = self.choice.most, []
         for step in reversed(self.steps.steps):
             names = [*step.inputs, *([step.residual] if step.residual else [])]
             floats = prod(step.shape) + sum(prod(self.steps.shapes[name]) for name in names)
@@ -154,7 +163,7 @@ class _Compiler:
             group = min(group, 1 << fitting.bit_length() - 1)
             sizes.append(group)
         sizes.reverse()
-        groups = sorted(set(sizes)) or [MAX_GROUP]
+        groups = sorted(set(sizes)) or [self.choice.most]
         self.levels = [groups.index(size) for size in sizes]
         return groups
 
@@ -230,7 +239,8 @@ class _Compiler:
                 c, h, w = image_shape(shape)
                 weight = step.weight.reshape(-1, c, h, w)
                 planar = sources[0] is None
-                packed = PackedConv(weight, step.bias, h, w, planar=planar)
+                size = h, w, 1, 0, 1, 1, "floor", planar
+                packed = self.shared(step, kernel, PackedConv, weight, step.bias, *size)
                 executor.affine(level, x[0], y, packed, step.activation)
             case layers.MaxPool2d():
                 executor.pool(level, x[0], y, op.window([shape]), True, False)
@@ -291,6 +301,14 @@ class _Compiler:
                     self.executor.rearrange(level, tensor, y, first, range(count))
                     first += count
 
+    def shared(self, step: Step, kernel: Kernel, pack: Callable[..., _P], *weights: Any) -> _P:
+        """The step's packed weights: those of a plan before this one, or pack(*weights)."""
+        key = tuple(step.nodes), kernel
+        if key not in self.packed:
+            self.packed[key] = pack(*weights)
+        weights_there: _P = self.packed[key]
+        return weights_there
+
     def emit_conv(
         self, level: int, step: Step, kernel: Kernel, source: _Value | None, x: int, y: int
     ) -> None:
@@ -303,20 +321,14 @@ class _Compiler:
             weight = np.ascontiguousarray(step.weight[:, 0])
             self.executor.depthwise(level, x, y, weight, bias, window, step.activation)
         elif isinstance(kernel, Winograd):
-            wino = PackedWinograd(step.weight, step.bias, *shape[1:], op.padding, kernel.m)
+            wanted = *shape[1:], op.padding, kernel.m
+            wino = self.shared(step, kernel, PackedWinograd, step.weight, step.bias, *wanted)
             pooled = step.pool is not None
             self.executor.winograd(level, x, y, wino, window, step.activation, residual, pooled)
         else:
-            packed = PackedConv(
-                step.weight,
-                step.bias,
-                *shape[1:],
-                op.stride,
-                op.padding,
-                op.dilation,
-                op.groups,
-                planar=source is None or source.planar,
-            )
+            size = *shape[1:], op.stride, op.padding, op.dilation, op.groups, "floor"
+            planar = source is None or source.planar
+            packed = self.shared(step, kernel, PackedConv, step.weight, step.bias, *size, planar)
             pool = None
             if step.pool is not None:
                 largest = isinstance(step.pool, layers.MaxPool2d)

@@ -162,3 +162,30 @@ def test_a_call_that_fails_ends_the_measurement() -> None:
 def test_the_histogram_shows_every_bin_that_is_not_empty() -> None:
     timing = Timing(1, 1, 1001, 1.0, 1, 1, 1, 1, 1, [1000, 0, 1, 500])
     assert timing.bars() == "█ ▁▄"
+
+
+def test_tuning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "deep.npz"
+    graph = convserve.architectures.build("deep_convnet")
+    save(path, ModelFile(graph, graph.initialise(0)))
+    assert bench(path, "--tune", "--seconds", "0.01") == 0
+    *rows, last = capsys.readouterr().out.splitlines()
+    assert [row.split()[0] for row in rows] == [f"conv{i}" for i in range(2, 7)]
+    assert last == f"5 layers had a choice; written to {tmp_path / 'deep.tune.json'}"
+    assert bench(path, "--tune", "--seconds", "0.01", "--json") == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["record"] == str(tmp_path / "deep.tune.json")
+    for row in document["layers"]:
+        assert row["tuned"] in row["nanoseconds"] and row["untuned"] in row["nanoseconds"]
+    # what was printed is what a plan takes
+    taken = {
+        part.layers[0]: part.kernel.name
+        for part in convserve.load(path).plan(1).parts
+        if part.layers
+    }
+    assert all(taken[row["layer"]] == row["tuned"] for row in document["layers"])
+
+
+def test_tuning_needs_a_model(capsys: pytest.CaptureFixture[str]) -> None:
+    assert bench("--layers", "--tune") == 2
+    assert "--tune needs a MODEL" in capsys.readouterr().err
