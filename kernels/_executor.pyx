@@ -40,8 +40,10 @@ cdef extern from "executor.h" nogil:
         int32_t slots
 
     ctypedef struct cs_rearrange:
-        int32_t block, blocks
-        const int64_t *from_ "from"
+        int32_t blocks
+        const int32_t (*to)[3]
+        const int32_t (*from_ "from")[2]
+        const int32_t *lanes
 
     ctypedef struct cs_pad:
         int32_t top, left
@@ -160,6 +162,19 @@ cdef class Executor:
         t.image = (planes * t.plane + 15) // 16 * 16
         return self.tensor_count - 1
 
+    def part(self, int whole, int block, int channels):
+        """Channels of a tensor that has its place already, from that block on, as a tensor."""
+        cdef cs_tensor *t = self._tensor(channels, 1, 1, False)
+        t[0] = self.tensors[whole]
+        t.channels = channels
+        t.offset += block * t.plane
+        return self.tensor_count - 1
+
+    @property
+    def block(self):
+        """Channels that lie together."""
+        return self.plan.kernels.block
+
     def floats(self, int number):
         """What a tensor takes of the arena, in floats."""
         cdef cs_tensor *t = &self.tensors[number]
@@ -208,22 +223,27 @@ cdef class Executor:
     def log_softmax(self, int level, int x, int y):
         self._op(CS_LOG_SOFTMAX, level, x, y)
 
-    def rearrange(self, int level, int x, int y, int first, sources):
-        """Channels first, first + 1, ... of y become those channels of x; the others stay."""
-        cdef cs_op *op = self._op(CS_REARRANGE, level, x, y)
-        cdef cs_rearrange *r = &op.as_.rearrange
+    def rearrange(self, int level, int y, channels, tensors, sources):
+        """channels[i] of y becomes sources[i] of tensors[i]; the others stay. int64[n] each."""
+        cdef cs_rearrange *r = &self._op(CS_REARRANGE, level, y, y).as_.rearrange
         cdef int block = self.plan.kernels.block
-        r.block = first // block
-        r.blocks = (first + len(sources) - 1) // block + 1 - r.block
-        lanes = np.full(r.blocks * block, -1, np.int64)
-        channels = np.asarray(sources, np.int64)
-        skipped = first - r.block * block
-        lanes[skipped:skipped + len(channels)] = (
-            channels // block * self.tensors[x].plane + channels % block
-        )
-        cdef const int64_t[::1] view = lanes
-        r.from_ = &view[0]
-        self.kept.append(lanes)
+        # each of y's blocks with each block that gives it something, in order
+        keys = np.stack([channels // block, tensors, sources // block], axis=1)
+        pieces, piece = np.unique(keys, axis=0, return_inverse=True)
+        blocks, first, count = np.unique(pieces[:, 0], return_index=True, return_counts=True)
+        lanes = np.full((len(pieces), block), -1, np.int32)
+        lanes[piece.ravel(), channels % block] = sources % block
+        to = np.stack([blocks, first, count], axis=1).astype(np.int32)
+        from_ = pieces[:, 1:].astype(np.int32)
+        r.blocks = len(blocks)
+        r.to = <const int32_t (*)[3]>self._numbers(to)
+        r.from_ = <const int32_t (*)[2]>self._numbers(from_)
+        r.lanes = self._numbers(lanes)
+
+    cdef const int32_t *_numbers(self, array) except NULL:
+        cdef const int32_t[::1] view = array.ravel()
+        self.kept.append(view)
+        return &view[0]
 
     def pad(self, int level, int x, int y, int top, int left, float value):
         """x with its first pixel at row `top`, column `left` of y; negative: a crop."""

@@ -100,5 +100,8 @@ def alternatives(step: Step, shapes: Mapping[str, Shape], planar: bool) -> Seque
         taps = prod(step.op.window([shape])[:2])
     elif isinstance(step.op, layers.GlobalAvgPool2d | layers.GlobalMaxPool2d):
         values = prod(shape)
+    if step.origins is not None:  # what lies in its place already costs nothing
+        values = sum(run.channels for run in step.copied) * prod(step.shape[1:])
+        return [Moving(step.op.op, 8 * values, taps, ceil(values / block()))]
     inputs = sum(prod(shapes[name]) for name in step.inputs)
     return [Moving(step.op.op, 4 * (inputs + prod(step.shape)), taps, ceil(values / block()))]

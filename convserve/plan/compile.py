@@ -8,7 +8,6 @@ input is read as NCHW where a convolution of few channels or an affine layer com
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from math import prod
 from typing import Any, TypeVar
 
@@ -25,9 +24,11 @@ from convserve.kernels._winograd import PackedWinograd
 from convserve.plan.activations import activation_of
 from convserve.plan.choose import Choice, choose
 from convserve.plan.cost import Depthwise, Kernel, Winograd
+from convserve.plan.join import join_moves
 from convserve.plan.lower import Step, Steps, image_shape, lower
 from convserve.plan.memory import Extent, place
 from convserve.plan.plan import Plan, PlanStep
+from convserve.plan.sharing import NO_HALO, Halo, Value, share
 
 __all__ = ["Packed", "compile_plan"]
 
@@ -43,8 +44,6 @@ INVARIANT = Choice()
 # By the layers of a step, from which its folded weights follow, and its kernel.
 Packed = dict[tuple[tuple[str, ...], Kernel], Any]
 _P = TypeVar("_P")
-Halo = tuple[int, int, int, int]
-NO_HALO: Halo = (0, 0, 0, 0)
 
 
 def compile_plan(
@@ -69,23 +68,9 @@ def compile_plan(
         if name not in params:
             raise UnknownNameError(f"the parameter {name!r} is missing")
         checked[name] = float32_shaped(params[name], name, spec.shape, "as its layer says")
-    steps = lower(graph, checked, list(dict.fromkeys(asked)))
+    steps = join_moves(lower(graph, checked, list(dict.fromkeys(asked))))
     compiler = _Compiler(graph, steps, asked, choice, {} if packed is None else packed)
     return Plan(compiler.run(), steps, compiler.parts)
-
-
-@dataclass
-class _Value:
-    """Where a step's result, or a copy of the network's input, lies."""
-
-    shape: tuple[int, int, int]
-    made_at: int  # level of the step that makes it
-    first: int  # the steps between which it is alive
-    last: int
-    halo: Halo = NO_HALO
-    planar: bool = False
-    level: int = 0  # the highest of the steps that make or read it
-    tensor: int = -1
 
 
 class _Compiler:
@@ -95,21 +80,26 @@ class _Compiler:
         self.graph, self.steps, self.asked, self.choice = graph, steps, asked, choice
         self.packed = packed
         self.parts: list[PlanStep] = []
-        self.values: dict[str, _Value] = {}
+        self.values: dict[str, Value] = {}
         # The input as the layers that read it want it: "planar" with a halo, or "blocked".
-        self.copies: dict[str, _Value] = {}
+        self.copies: dict[str, Value] = {}
 
     def run(self) -> Executor:
         self.groups = groups = self.group_steps()
-        self.lay_out()
         self.executor = executor = Executor(groups, self.work())
+        self.lay_out(groups, executor.block)
         self.external = executor.input(*self.graph.input_shape)
-        every = [*self.copies.values(), *self.values.values()]
+        values = list(self.values.values())
+        every = [*self.copies.values(), *(v for v in values if v.inside is None)]
         for value in every:
             value.tensor = executor.tensor(*value.shape, value.halo, value.planar, value.level)
         extents = {v.tensor: Extent(executor.floats(v.tensor), v.first, v.last) for v in every}
         for tensor, offset in place(extents).items():
             executor.place(tensor, offset)
+        for value in values:
+            if value.inside is not None:
+                outer = self.values[value.inside].tensor
+                value.tensor = executor.part(outer, value.block, value.shape[0])
         for copy in self.copies.values():
             executor.stage(copy.made_at, self.external, copy.tensor)
             self.note_copy("input", prod(copy.shape), (True, copy.planar), copy.level)
@@ -142,7 +132,7 @@ class _Compiler:
     def work(self) -> float:
         """About how many multiply-accumulates an image takes, the cheap layers counted too."""
         macs = sum(map(self.macs, self.steps.steps))
-        return float(macs + 4 * sum(prod(v.shape) for v in self.values.values()))
+        return float(macs + 4 * sum(prod(step.shape) for step in self.steps.steps))
 
     # -- how many images at a time ------------------------------------------------------------
 
@@ -155,7 +145,9 @@ class _Compiler:
         group, sizes = self.choice.most, []
         for step in reversed(self.steps.steps):
             names = [*step.inputs, *([step.residual] if step.residual else [])]
-            floats = prod(step.shape) + sum(prod(self.steps.shapes[name]) for name in names)
+            floats = prod(step.shape)
+            if step.origins is None:  # moves are few, and most of them are none in the end
+                floats += sum(prod(self.steps.shapes[name]) for name in names)
             if isinstance(step.op, layers.Affine):
                 fitting = max(1, AFFINE_FLOATS // floats)
             else:
@@ -169,10 +161,13 @@ class _Compiler:
 
     # -- where it lies ------------------------------------------------------------------------
 
-    def lay_out(self) -> None:
-        """Each value's halo, lifetime and number of images. Time 0 is the staging of the input."""
+    def lay_out(self, groups: list[int], block: int) -> None:
+        """Each value's halo, lifetime and number of images, and which lie in one tensor.
+
+        Time 0 is the staging of the input.
+        """
         for now, (level, step) in enumerate(zip(self.levels, self.steps.steps, strict=True), 1):
-            self.values[step.name] = _Value(image_shape(step.shape), level, now, now, level=level)
+            self.values[step.name] = Value(image_shape(step.shape), level, now, now, level=level)
             for source in step.inputs:
                 self.read(self.source(source, step, level), level, now, self.halo(step))
             if step.residual:
@@ -182,6 +177,7 @@ class _Compiler:
             if asked is not None:
                 # written out at its own level, after all that level's steps
                 asked.last = len(self.steps.steps) + 1
+        share(self.steps, self.values, groups, block)
         for copy in self.copies.values():
             self.check_size(self.graph.input_name, copy)
         for name, value in self.values.items():
@@ -189,7 +185,7 @@ class _Compiler:
             if value.level > value.made_at:
                 value.first = 0  # it fills up while the steps of lower levels run again and again
 
-    def check_size(self, name: str, value: _Value) -> None:
+    def check_size(self, name: str, value: Value) -> None:
         """Layers keep to the limit by themselves; the padding around them may be a thousandfold."""
         (channels, height, width), (top, bottom, left, right) = value.shape, value.halo
         floats = channels * (top + height + bottom) * (left + width + right)
@@ -199,7 +195,7 @@ class _Compiler:
                 f"values, more than {MAX_ELEMENTS}"
             )
 
-    def source(self, name: str, step: Step, level: int) -> _Value | None:
+    def source(self, name: str, step: Step, level: int) -> Value | None:
         """The value that a step reads; None for the network's input read in place."""
         if name != self.graph.input_name:
             return self.values[name]
@@ -208,10 +204,10 @@ class _Compiler:
         )
         if planar and (isinstance(step.op, layers.Affine) or self.halo(step) == NO_HALO):
             return None
-        new = _Value(self.graph.input_shape, level, 0, 0, planar=planar, level=level)
+        new = Value(self.graph.input_shape, level, 0, 0, planar=planar, level=level)
         return self.copies.setdefault("planar" if planar else "blocked", new)
 
-    def read(self, value: _Value | None, level: int, now: int, halo: Halo) -> None:
+    def read(self, value: Value | None, level: int, now: int, halo: Halo) -> None:
         if value is not None:
             value.last = max(value.last, now)
             value.level = max(value.level, level)
@@ -267,7 +263,7 @@ class _Compiler:
             case layers.Add() | layers.Sub() | layers.Mul():
                 executor.arithmetic(level, op.op, x[0], x[1], y, step.activation)
             case layers.Concat() | layers.Slice() | layers.ChannelShuffle():
-                self.emit_rearrangement(level, step, x, y)
+                self.emit_moves(level, step, dict(zip(step.inputs, x, strict=True)), y)
             case layers.Pad() | layers.Crop():
                 (top, _), (left, _) = padding_sides(op.padding)
                 if isinstance(op, layers.Pad):
@@ -285,21 +281,15 @@ class _Compiler:
                     raise TypeError(f"layer {step.name!r}: no kernel for {op.op}")
                 executor.activate(level, x[0], y, step.activation)
 
-    def emit_rearrangement(self, level: int, step: Step, x: list[int], y: int) -> None:
-        """Channels to other places: for each input, where its first goes and which it gives."""
-        channels = [self.steps.shapes[name][0] for name in step.inputs]
-        match step.op:
-            case layers.Slice(start=start, stop=stop):
-                self.executor.rearrange(level, x[0], y, 0, range(start, stop))
-            case layers.ChannelShuffle(groups=groups):
-                each = channels[0] // groups
-                order = [c % groups * each + c // groups for c in range(channels[0])]
-                self.executor.rearrange(level, x[0], y, 0, order)
-            case _:
-                first = 0
-                for tensor, count in zip(x, channels, strict=True):
-                    self.executor.rearrange(level, tensor, y, first, range(count))
-                    first += count
+    def emit_moves(self, level: int, step: Step, x: dict[str, int], y: int) -> None:
+        if step.copied:
+            counts = [run.channels for run in step.copied]
+            tensors = np.repeat([x[run.source] for run in step.copied], counts)
+            channels = [np.arange(run.start, run.start + run.channels) for run in step.copied]
+            sources = [np.arange(run.first, run.first + run.channels) for run in step.copied]
+            self.executor.rearrange(
+                level, y, np.concatenate(channels), tensors, np.concatenate(sources)
+            )
 
     def shared(self, step: Step, kernel: Kernel, pack: Callable[..., _P], *weights: Any) -> _P:
         """The step's packed weights: those of a plan before this one, or pack(*weights)."""
@@ -310,7 +300,7 @@ class _Compiler:
         return weights_there
 
     def emit_conv(
-        self, level: int, step: Step, kernel: Kernel, source: _Value | None, x: int, y: int
+        self, level: int, step: Step, kernel: Kernel, source: Value | None, x: int, y: int
     ) -> None:
         op, shape = step.op, image_shape(self.steps.shapes[step.inputs[0]])
         assert isinstance(op, layers.Conv2d) and step.weight is not None

@@ -3,6 +3,7 @@
     conv -> batch norm -> add -> ReLU      one step: folded weights, residual and ReLU on store
     affine -> scale and shift -> GELU      likewise, for every activation without parameters
     batch norm, add, mul -> ReLU           ReLU on store
+    concat -> shuffle -> slice             one step that moves channels (plan/join.py)
     pad with zeros -> conv                 the convolution pads more
     dropout                                nothing
     flatten before an affine layer         nothing: the affine layer reads the image as it lies
@@ -24,6 +25,7 @@ from convserve.graph.layers import Shape
 from convserve.kernels._arguments import padding_sides
 from convserve.plan.abilities import can_pool, is_depthwise
 from convserve.plan.activations import LINEAR, Activation, activation_of
+from convserve.plan.moves import Origins, Run, origins_of
 
 __all__ = ["Step", "Steps", "lower"]
 
@@ -50,6 +52,8 @@ class Step:
     # Done on store, after the activation: shape is then the pooled one.
     pool: layers.MaxPool2d | layers.AvgPool2d | None = None
     unpooled: Shape = ()
+    origins: Origins | None = None  # of a step that only moves channels
+    copied: list[Run] = field(default_factory=list)  # what of it does not lie in its place anyway
     nodes: list[str] = field(default_factory=list)  # the layers that it computes
 
 
@@ -159,6 +163,10 @@ class _Lowering:
                 return step
             case layers.Add() | layers.Sub() | layers.Mul():
                 pass
+            case layers.Concat() | layers.Slice() | layers.ChannelShuffle():
+                shapes = [self.shapes[name] for name in inputs]
+                step.origins = origins_of(node.op, inputs, shapes)
+                return step
             case _:
                 activation = activation_of(node.op)
                 if activation is not None:

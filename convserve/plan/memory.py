@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from bisect import insort
 from dataclasses import dataclass
+
+import numpy as np
 
 __all__ = ["Extent", "place"]
 
@@ -24,19 +25,18 @@ def place(extents: dict[int, Extent]) -> dict[int, int]:
 
     The largest first, each in the smallest gap that holds it (greedy by size, best fit).
     """
-    placed: list[tuple[int, int, Extent]] = []  # (offset, end, extent), by offset
+    # Of what is placed, ordered by offset: offset, end, first and last step.
     offsets: dict[int, int] = {}
+    placed = np.empty((4, 0), np.int64)
     for key, extent in sorted(extents.items(), key=lambda item: (-item[1].size, item[0])):
         size = -(-extent.size // ALIGNMENT) * ALIGNMENT
-        best, best_gap, end = None, 0, 0
-        for start, stop, other in placed:
-            if other.last < extent.first or extent.last < other.first:
-                continue
-            gap = start - end
-            if gap >= size and (best is None or gap < best_gap):
-                best, best_gap = end, gap
-            end = max(end, stop)
-        offset = end if best is None else best
+        starts, ends = placed[:2, (placed[2] <= extent.last) & (placed[3] >= extent.first)]
+        # where everything before it has ended
+        free = np.maximum.accumulate(np.concatenate([[0], ends]))
+        gaps = np.concatenate([starts, [2**62]]) - free
+        offset = int(free[np.where(gaps >= size, gaps, 2**63 - 1).argmin()])
         offsets[key] = offset
-        insort(placed, (offset, offset + size, extent), key=lambda item: item[:2])
+        at = int(np.searchsorted(placed[0], offset))
+        row = [offset, offset + size, extent.first, extent.last]
+        placed = np.insert(placed, at, row, axis=1)
     return offsets

@@ -174,9 +174,9 @@ typedef struct cs_kernels {
     void (*softmax)(int64_t n, const float *x, float *y);
     void (*log_softmax)(int64_t n, const float *x, float *y);
 
-    /* Channels to other places: lane l of w pixels at y becomes what lies from[l] floats behind x;
-     * where from[l] < 0 it stays as it is. */
-    void (*rearrange)(int w, const int64_t *from, const float *x, float *y);
+    /* Channels to other places: lane l of w pixels of y becomes lane lanes[s][l] of those at x[s]; where
+     * that is negative for all of the `sources` <= b it stays as it is. */
+    void (*rearrange)(int w, int sources, const float *const *x, const int32_t *lanes, float *y);
 
     /* NCHW (any strides, in floats) -> rows [h0, h1) of one block; `channels` <= b are real, the rest 0 */
     void (*pack)(int channels, int h0, int h1, int w, const float *x, int64_t x_c, int64_t x_h, int64_t x_w,

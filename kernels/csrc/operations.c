@@ -244,6 +244,23 @@ static void winograd(const cs_task *task, const cs_op *op) {
     }
 }
 
+/* rows [h0, h1) of one of the blocks that the operation writes */
+static void rearrange(const cs_task *task, const cs_rearrange *r, const cs_tensor *ty, int64_t i, int block, int h0, int h1, float *y) {
+    const cs_kernels *k = task->plan->kernels;
+    const int32_t *to = r->to[block];
+    const float *x[16];     /* a block has no more lanes */
+    assert(to[2] <= k->block && k->block <= 16);
+    y += to[0] * ty->plane;
+    for (int h = h0; h < h1; h++) {
+        for (int s = 0; s < to[2]; s++) {
+            const int32_t *from = r->from[to[1] + s];
+            const cs_tensor *t = &task->plan->tensors[from[0]];
+            x[s] = pixels(task, from[0], i) + from[1] * t->plane + h * t->row;
+        }
+        k->rearrange(ty->width, to[2], x, r->lanes + (int64_t)to[1] * k->block, y + h * ty->row);
+    }
+}
+
 /* Operations on blocks and rows: the rows of all blocks, one block after the other. */
 static void by_rows(const cs_task *task, const cs_op *op, int64_t i) {
     const cs_kernels *k = task->plan->kernels;
@@ -293,9 +310,7 @@ static void by_rows(const cs_task *task, const cs_op *op, int64_t i) {
             k->lrn(&op->as.norm, b, h0, h1, x, y);
             break;
         case CS_REARRANGE:
-            for (int h = h0; h < h1; h++)
-                k->rearrange(ty->width, op->as.rearrange.from + b * k->block, x + h * tx->row,
-                             y + (op->as.rearrange.block + b) * ty->plane + h * ty->row);
+            rearrange(task, &op->as.rearrange, ty, i, b, h0, h1, y);
             break;
         case CS_PAD:
             for (int h = h0; h < h1; h++)

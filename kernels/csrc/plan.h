@@ -22,7 +22,7 @@ enum cs_op_kind {
     CS_ACTIVATE,
     CS_LAYER_NORM,
     CS_LRN,
-    CS_REARRANGE,   /* channels of x to other channels of y: concatenation, slice, shuffle */
+    CS_REARRANGE,   /* channels of some tensors to channels of y: concatenation, slice, shuffle */
     CS_PAD,         /* or crop */
     CS_SOFTMAX,
     CS_LOG_SOFTMAX,
@@ -57,11 +57,12 @@ typedef struct cs_winograd_op {
     int32_t slots;          /* tiles a pass, at the most */
 } cs_winograd_op;
 
-/* Blocks block .. block + blocks of y; their lane l of block b comes from x[from[b * block size + l]],
- * counted from x's first pixel, or stays as it is where that is negative. */
+/* `blocks` blocks of y, each from some blocks of other tensors, which may be many. */
 typedef struct cs_rearrange {
-    int32_t block, blocks;
-    const int64_t *from;
+    int32_t blocks;
+    const int32_t (*to)[3];         /* block of y, its first source, how many */
+    const int32_t (*from)[2];       /* a source: tensor and block */
+    const int32_t *lanes;           /* [source][b]: the lane of the source for each lane, or -1 */
 } cs_rearrange;
 
 /* Where x's first pixel goes in y; negative: rows and columns before it are left out. */

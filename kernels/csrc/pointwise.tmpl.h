@@ -57,23 +57,35 @@ static void arithmetic(const cs_pointwise *p, int block, int h0, int h1, const f
     }
 }
 
-static void rearrange(int w, const int64_t *from, const float *x, float *y) {
-    int kept = 0, in_order = 1;
-    for (int l = 0; l < CS_VL; l++) {
-        kept |= from[l] < 0;
-        in_order &= from[l] == from[0] + l;
+/* The lanes of v, and of x by number where that is not negative. */
+CS_INLINE vf v_merge(vf v, vf x, const int32_t *lanes) {
+    const vi number = *(const vi *)lanes;
+#if defined(__AVX512F__) && CS_VL == 16
+    const __mmask16 real = _mm512_movepi32_mask((__m512i)~number);
+    return (vf)_mm512_mask_permutexvar_ps((__m512)v, real, (__m512i)number, (__m512)x);
+#elif defined(__AVX2__) && CS_VL == 8
+    const __m256 moved = _mm256_permutevar8x32_ps((__m256)x, (__m256i)number);
+    return (vf)_mm256_blendv_ps(moved, (__m256)v, (__m256)number);
+#else
+    for (int l = 0; l < CS_VL; l++)
+        if (number[l] >= 0)
+            v[l] = x[number[l]];
+    return v;
+#endif
+}
+
+static void rearrange(int w, int sources, const float *const *x, const int32_t *lanes, float *y) {
+    int moved = sources != 1;
+    for (int l = 0; l < CS_VL; l++)
+        moved |= lanes[l] != l;
+    if (!moved) {
+        memcpy(y, x[0], sizeof(float) * w * CS_VL);
+        return;
     }
-    if (kept) {
-        for (int l = 0; l < CS_VL; l++)
-            if (from[l] >= 0)
-                for (int64_t i = 0; i < w; i++)
-                    y[i * CS_VL + l] = x[from[l] + i * CS_VL];
-    } else if (in_order && from[0] % CS_VL == 0) {
-        memcpy(y, x + from[0], sizeof(float) * w * CS_VL);
-    } else {
-        for (int64_t i = 0; i < w; i++)
-CS_UNROLL(16)
-            for (int l = 0; l < CS_VL; l++)
-                y[i * CS_VL + l] = x[from[l] + i * CS_VL];
+    for (int64_t i = 0; i < (int64_t)w * CS_VL; i += CS_VL) {
+        vf v = v_load(y + i);
+        for (int s = 0; s < sources; s++)
+            v = v_merge(v, v_load(x[s] + i), lanes + s * CS_VL);
+        v_store(y + i, v);
     }
 }
