@@ -54,7 +54,7 @@ cdef extern from "cs.h" nogil:
 
     ctypedef struct cs_kernels:
         const char *isa
-        int32_t block
+        int32_t block, half
         int (*conv_tile_blocks)(int ow, int blocks) noexcept nogil
         int (*conv_by_pixels)(int ow, int filters, int taps) noexcept nogil
         int (*conv_tile_pixels)(int blocks) noexcept nogil

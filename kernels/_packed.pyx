@@ -137,8 +137,12 @@ cdef class PackedConv:
         self.tiles = <cs_conv_tile *>malloc(self.blocks * sizeof(cs_conv_tile))
         if self.tiles == NULL:
             raise MemoryError("no memory for a convolution's tiles")
+        # A last block with few filters: a tile of its own.
+        cdef int together = self.blocks
+        if self.kernels.half and 0 < self.filters % self.block <= self.block // 2:
+            together -= 1
         while first < self.blocks:
-            while size > self.blocks - first:
+            while size > 1 and size > together - first:
                 size //= 2
             low = first * self.block // per_group * depth
             high = (min(self.filters, (first + size) * self.block) - 1) // per_group * depth + depth

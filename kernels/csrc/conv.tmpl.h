@@ -52,6 +52,42 @@ CS_UNROLL(16)
         }
 }
 
+#if CS_HALF
+/* One block of which only the lower half of the lanes are filters: half a vector does it in half the
+ * time, where the vectors are worked off in halves. */
+CS_INLINE void conv_half_tile(const int np, const int step, const cs_conv *p, int planes, int last,
+                              const float *x, const float *w, const float *bias, const float *r,
+                              float *y) {
+    vh acc[CS_PX1];
+    const int64_t x_px = step ? step : p->x_px;
+#pragma GCC unroll 16
+    for (int i = 0; i < np; i++)
+        acc[i] = *(const vh *)bias;
+    for (int c = 0; c < planes; c++) {
+        const int inner = c == last ? p->inner_last : p->inner;
+        for (int kh = 0; kh < p->kh; kh++)
+            for (int kw = 0; kw < p->kw; kw++) {
+                const float *xr = x + c * p->x_plane + kh * p->x_kh + kw * p->x_kw;
+                for (int k = 0; k < inner; k++, w += CS_VL) {
+                    const vh wv = *(const vh *)w;
+#pragma GCC unroll 16
+                    for (int i = 0; i < np; i++)
+                        acc[i] += (xr[i * x_px + k] - (vh){0}) * wv;
+                }
+            }
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < np; i++) {
+        vf v = {0};
+        if (r)
+            acc[i] += *(const vh *)(r + i * p->r_px);
+        memcpy(&v, &acc[i], sizeof(vh));
+        v = v_clip(v, v_set(p->activation.low), v_set(p->activation.high));
+        memcpy(y + i * p->y_px, &v, sizeof(vh));
+    }
+}
+#endif
+
 typedef void conv_tile_fn(const cs_conv *p, int planes, int last, const float *x, const float *w,
                           const float *bias, const float *r, float *y);
 
@@ -80,6 +116,28 @@ typedef void conv_tile_fn(const cs_conv *p, int planes, int last, const float *x
         conv_tile_##nb##x12_##name
 #define CS_ROW14(nb, name)                                                                         \
     CS_ROW12(nb, name), conv_tile_##nb##x13_##name, conv_tile_##nb##x14_##name
+
+#if CS_HALF
+#define CS_HALF_TILE(np, name, step)                                                               \
+    static void conv_tile_halfx##np##_##name(const cs_conv *p, int planes, int last,               \
+                                             const float *x, const float *w, const float *bias,    \
+                                             const float *r, float *y) {                           \
+        conv_half_tile(np, step, p, planes, last, x, w, bias, r, y);                               \
+    }
+#define CS_HALF_TILES14(name, step)                                                                \
+    CS_HALF_TILE(1, name, step) CS_HALF_TILE(2, name, step) CS_HALF_TILE(3, name, step)            \
+    CS_HALF_TILE(4, name, step) CS_HALF_TILE(5, name, step) CS_HALF_TILE(6, name, step)            \
+    CS_HALF_TILE(7, name, step) CS_HALF_TILE(8, name, step) CS_HALF_TILE(9, name, step)            \
+    CS_HALF_TILE(10, name, step) CS_HALF_TILE(11, name, step) CS_HALF_TILE(12, name, step)         \
+    CS_HALF_TILE(13, name, step) CS_HALF_TILE(14, name, step)
+CS_HALF_TILES14(blocked, CS_VL)
+CS_HALF_TILES14(blocked2, 2 * CS_VL)
+CS_HALF_TILES14(planar, 1)
+CS_HALF_TILES14(any, 0)
+static conv_tile_fn *const conv_half_tiles[4][15] = {
+    {CS_ROW14(half, blocked)}, {CS_ROW14(half, blocked2)}, {CS_ROW14(half, planar)}, {CS_ROW14(half, any)},
+};
+#endif
 
 /* steps: one block (stride 1), two blocks (stride 2), one float (NCHW, stride 1), any */
 #if CS_PX4
@@ -141,6 +199,11 @@ static void conv(const cs_conv *p, int t, int oh0, int oh1, const float *x, cons
     assert(tile->blocks == 1 || tile->blocks == 2 || (CS_PX4 && tile->blocks == 4));
     assert(0 <= oh0 && oh1 <= p->oh);
 
+    conv_tile_fn *const *run = conv_tiles[step][size];
+#if CS_HALF
+    if (tile->blocks == 1 && p->filters - tile->block * CS_VL <= CS_VL / 2)
+        run = conv_half_tiles[step];
+#endif
     x += tile->plane * p->x_plane;
     w += tile->weight;
     bias += (int64_t)tile->block * CS_VL;
@@ -153,8 +216,8 @@ static void conv(const cs_conv *p, int t, int oh0, int oh1, const float *x, cons
             const int ow = (int)((int64_t)p->ow * i / parts);
             const int np = (int)((int64_t)p->ow * (i + 1) / parts) - ow;
             float *yt = y + oh * p->y_row + ow * p->y_px;
-            conv_tiles[step][size][np](p, tile->planes, last, x + oh * p->x_oh + ow * p->x_px, w,
-                                       bias, r ? r + oh * p->r_row + ow * p->r_px : NULL, yt);
+            run[np](p, tile->planes, last, x + oh * p->x_oh + ow * p->x_px, w, bias,
+                    r ? r + oh * p->r_row + ow * p->r_px : NULL, yt);
             for (int b = 0; b < tile->blocks; b++)
                 follow_curve(&p->activation, np, yt + b * p->y_block, p->y_px);
         }

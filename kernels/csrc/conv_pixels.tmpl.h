@@ -89,18 +89,16 @@ static pixel_tile_fn *const pixel_tiles[CS_PIXEL_VECTORS + 1][CS_PIXEL_FILTERS +
 #endif
 };
 
-typedef float vhalf __attribute__((vector_size(2 * CS_VL), aligned(4), may_alias));
-
 /* Vectors of one filter each -> CS_VL pixels, the first half at y0, the second at y1. */
 CS_INLINE void pixel_store(vf v[CS_VL], int filters, float *y0, float *y1, int64_t y_px) {
     if (filters <= CS_VL / 2) {
         v_transpose_halves(v);
 #pragma GCC unroll 8
         for (int i = 0; i < CS_VL / 2; i++) {
-            vhalf half[2];
+            vh half[2];
             memcpy(half, &v[i], sizeof half);
-            *(vhalf *)(y0 + i * y_px) = half[0];
-            *(vhalf *)(y1 + i * y_px) = half[1];
+            *(vh *)(y0 + i * y_px) = half[0];
+            *(vh *)(y1 + i * y_px) = half[1];
         }
         return;
     }

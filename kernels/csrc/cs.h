@@ -126,6 +126,8 @@ typedef struct cs_kernels {
     const char *isa;
     int32_t block;
 
+    /* Whether a last block of half as many filters is better a tile of its own. */
+    int32_t half;
     /* How many output blocks one tile takes, for a layer of ow pixels a row and `blocks` blocks. */
     int (*conv_tile_blocks)(int ow, int blocks);
     /* How many pixels of a row a tile of so many blocks takes at the most; x_px: floats between them. */

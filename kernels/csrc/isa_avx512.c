@@ -5,4 +5,6 @@
 #define CS_PX1 14
 #define CS_PX2 14
 #define CS_PX4 6
+/* whether half a vector takes half the time of one */
+#define CS_HALF 1
 #include "kernels.tmpl.h"

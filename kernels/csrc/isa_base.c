@@ -11,4 +11,6 @@
 #define CS_PX2 6
 #define CS_PX4 0
 #endif
+/* whether half a vector takes half the time of one */
+#define CS_HALF 0
 #include "kernels.tmpl.h"

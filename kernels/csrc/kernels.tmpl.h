@@ -24,6 +24,7 @@ extern const cs_kernels CS_CAT(cs_kernels_, CS_ISA);
 const cs_kernels CS_CAT(cs_kernels_, CS_ISA) = {
     .isa = CS_STRING(CS_ISA),
     .block = CS_VL,
+    .half = CS_HALF,
     .conv_tile_blocks = conv_tile_blocks,
     .conv_by_pixels = conv_by_pixels,
     .conv_tile_pixels = conv_tile_pixels,

@@ -30,6 +30,9 @@ typedef float vf __attribute__((vector_size(4 * CS_VL), aligned(4), may_alias));
 typedef int32_t vi __attribute__((vector_size(4 * CS_VL), aligned(4), may_alias));
 typedef uint32_t vu __attribute__((vector_size(4 * CS_VL), aligned(4), may_alias));
 
+/* half of one */
+typedef float vh __attribute__((vector_size(2 * CS_VL), aligned(4), may_alias));
+
 CS_INLINE vf v_load(const float *p) { return *(const vf *)p; }
 CS_INLINE void v_store(float *p, vf v) { *(vf *)p = v; }
 CS_INLINE vf v_set(float x) { return x - (vf){0}; }
