@@ -39,7 +39,15 @@ CS_INLINE vf v_set(float x) { return x - (vf){0}; }
 /* lanes of a where the mask is set, else of b */
 CS_INLINE vf v_select(vi mask, vf a, vf b) { return (vf)((mask & (vi)a) | (~mask & (vi)b)); }
 /* NaN stays NaN, as in NumPy's maximum */
-CS_INLINE vf v_max(vf a, vf b) { return v_select((a >= b) | (a != a), a, b); }
+CS_INLINE vf v_max(vf a, vf b) {
+#if defined(__AVX512F__) && CS_VL == 16
+    /* b where one is NaN: so only a's must be kept */
+    const __mmask16 real = _mm512_cmp_ps_mask((__m512)a, (__m512)a, _CMP_ORD_Q);
+    return (vf)_mm512_mask_max_ps((__m512)a, real, (__m512)a, (__m512)b);
+#else
+    return v_select((a >= b) | (a != a), a, b);
+#endif
+}
 CS_INLINE vf v_abs(vf v) { return (vf)((vi)v & 0x7fffffff); }
 
 /* v held within [low, high]. NaN stays NaN: x86 takes the second operand where one of
