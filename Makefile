@@ -14,7 +14,7 @@ KERNELS := $(wildcard kernels/*.pyx kernels/*.pxd kernels/csrc/*.[ch])
 PACKAGING := setup.py pyproject.toml \
 	$(wildcard protos/*.proto clients/python/pyproject.toml clients/python/setup.py)
 
-.PHONY: help build test demo lint check-native check-aarch64 wheel bench bench-quick bench-layers clean distclean
+.PHONY: help build test demo lint check-native check-aarch64 wheel bench bench-quick bench-layers bench-serving clean distclean
 .DELETE_ON_ERROR:
 
 help:  ## show the targets
@@ -70,6 +70,9 @@ bench: $(VENV)/.installed-onnx $(BENCH_VENV)/.installed  ## beside five other en
 bench-quick: $(VENV)/.installed-onnx $(BENCH_VENV)/.installed  ## a few minutes of it, on the terminal
 	$(BENCH_VENV)/bin/python -m benchmarks.run --convserve $(BIN)/python --quick \
 		--results runs/bench-quick/results.jsonl $(BENCH_ARGS)
+
+bench-serving: $(VENV)/.installed  ## the server beside a bare gRPC echo, into docs/benchmarks-serving.md
+	$(BIN)/python -m benchmarks.serving --docs docs/benchmarks-serving.md $(BENCH_ARGS)
 
 bench-layers: $(VENV)/.installed  ## GFLOP/s of convolution layers, beside the measured peak
 	$(BIN)/convserve bench --layers

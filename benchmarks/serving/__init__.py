@@ -1,0 +1,1 @@
+"""The server beside a bare gRPC echo: `make bench-serving`."""

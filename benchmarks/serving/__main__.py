@@ -1,0 +1,192 @@
+"""Measure the server beside a bare gRPC echo: `make bench-serving`.
+
+Contestants take turns within each round, and a figure is the median over the rounds, so that what
+else the machine does meets both alike.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+
+import convserve
+from benchmarks.serving import clients, servers
+from benchmarks.serving.clients import Caller, request
+from benchmarks.serving.report import Row, markdown
+from convserve.model_file import ModelFile, save
+
+LENET = (1, 28, 28)
+DEEP = (1, 28, 28)
+TRITON_LENET = 45_000  # images/s, Triton's Python backend with ONNX Runtime, reference machine
+
+
+class Bench:
+    """The rows of the table, each by its own small experiment."""
+
+    def __init__(self, folder: Path, rounds: int, seconds: float) -> None:
+        self._rounds, self._seconds = rounds, seconds
+        self.lenet, self.deep = (self._model(folder, name) for name in ("lenet", "deep_convnet"))
+
+    def _model(self, folder: Path, name: str) -> Path:
+        graph = convserve.architectures.build(name)
+        path = folder / f"{name}.npz"
+        save(path, ModelFile(graph, graph.initialise(np.random.default_rng(1))))
+        return path
+
+    def _medians(self, *measures: Callable[[], float]) -> list[float]:
+        """Each measure's median over rounds in which all take their turns."""
+        rounds = [[measure() for measure in measures] for _ in range(self._rounds)]
+        return [median(values) for values in zip(*rounds, strict=True)]
+
+    def rows(self) -> Iterator[Row]:
+        yield from self.batches(self.lenet, LENET)
+        yield from self.batches(self.deep, DEEP)
+        yield from self.single()
+        yield self.under_load()
+        yield from self.start()
+        yield self.queue_full()
+
+    def batches(self, model: Path, shape: tuple[int, ...]) -> Iterator[Row]:
+        """Requests of 32 images by concurrent callers, and what engine and transport allow."""
+        name = model.stem
+        data = request(name, 32, shape)
+        with servers.ours(model) as mine, servers.echo() as bare:
+            ours, echo, engine = self._medians(
+                lambda: self._throughput(mine.address, data, 2, 4),
+                lambda: self._throughput(bare.address, data, 2, 4),
+                lambda: clients.engine_images_per_second(model, shape, self._seconds),
+            )
+        ours, echo = 32 * ours, 32 * echo
+        what = f"{name}, 32 images, 8 in flight"
+        if name == "lenet":
+            yield Row(f"{what}", "images/s", ours, "Triton, there", TRITON_LENET, ">= 2")
+            yield Row(f"{what}", "images/s", ours, "engine in process", engine, ">= 0.6")
+            allowed = 1 / (1 / engine + 1 / echo)
+            yield Row(f"{what}", "images/s", ours, "1/(1/engine+1/echo)", allowed, ">= 0.9")
+        else:
+            allowed = 1 / (1 / engine + 1 / echo)
+            yield Row(f"{what}", "images/s", ours, "1/(1/engine+1/echo)", allowed, ">= 0.9")
+
+    def _throughput(self, address: str, data: bytes, connections: int, each: int) -> float:
+        if clients.has_h2load():
+            return clients.requests_per_second(address, data, self._seconds, connections, each)
+        with ExitStack() as stack:
+            caller = Caller(address, connections)
+            stack.callback(caller.close)
+            return caller.closed(data, connections * each, self._seconds).per_second
+
+    def single(self) -> Iterator[Row]:
+        """One image: one caller, and 32 in flight, by one process and by two."""
+        data = request("lenet", 1, LENET)
+        with servers.ours(self.lenet) as mine, servers.echo() as bare:
+            with ExitStack() as stack:
+                callers = [Caller(server.address) for server in (mine, bare)]
+                for caller in callers:
+                    stack.callback(caller.close)
+                ours, echo = self._medians(
+                    *(lambda c=caller: self._p50(c, data) for caller in callers)  # type: ignore[misc]
+                )
+            yield Row("lenet, 1 image, serial, p50", "µs", ours, "echo", echo, "<= 1.15")
+            ours, echo = self._medians(
+                lambda: self._throughput(mine.address, data, 8, 4),
+                lambda: self._throughput(bare.address, data, 8, 4),
+            )
+            yield Row("lenet, 1 image, 32 in flight", "requests/s", ours, "echo", echo, ">= 0.9")
+        if not _has_workers():
+            return
+        with servers.ours(self.lenet, workers=2) as mine, servers.echo(2) as bare:
+            ours, echo = self._medians(
+                lambda: self._throughput(mine.address, data, 8, 4),
+                lambda: self._throughput(bare.address, data, 8, 4),
+            )
+        what = "lenet, 1 image, 32 in flight, 2 processes"
+        yield Row(what, "requests/s", ours, "echo", echo, ">= 0.9")
+        yield Row(what, "requests/s", ours, "8.2k", 8200, ">= 1")
+
+    def _p50(self, caller: Caller, data: bytes) -> float:
+        return float(np.median(caller.closed(data, 1, self._seconds).milliseconds)) * 1e3
+
+    def under_load(self) -> Row:
+        """Latencies at 70 % of what the server can take from this generator."""
+        data = request("lenet", 1, LENET)
+        with servers.ours(self.lenet) as mine:
+            caller = Caller(mine.address)
+            try:
+                rate = 0.7 * caller.closed(data, 32, self._seconds).per_second
+                outcomes = [caller.open(data, rate, 2 * self._seconds) for _ in range(self._rounds)]
+            finally:
+                caller.close()
+        tails = [np.percentile(outcome.milliseconds, [50, 99]) for outcome in outcomes]
+        p50, p99 = (median(column) for column in zip(*tails, strict=True))
+        what = f"lenet, 1 image, {rate:,.0f} requests/s (70 %), p99"
+        return Row(what, "ms", p99, "p50", p50, "<= 3")
+
+    def start(self) -> Iterator[Row]:
+        """From the start of the process to the first answer, and its memory then."""
+        data = request("lenet", 1, LENET)
+        spent, memory = [], []
+        for _ in range(self._rounds):
+            began = time.perf_counter()
+            with servers.ours(self.lenet) as mine:
+                caller = Caller(mine.address)
+                try:
+                    caller.once(data)
+                    spent.append(time.perf_counter() - began)
+                finally:
+                    caller.close()
+                memory.append(mine.resident_mb())
+        yield Row("start to first answer", "s", median(spent), "target", 0.5, "<= 1")
+        yield Row("resident, lenet", "MB", median(memory), "target", 80.0, "<= 1")
+
+    def queue_full(self) -> Row:
+        """How long callers wait to hear that the queue is full."""
+        data = request("deep_convnet", 64, DEEP)
+        options = {"max-batch-size": 64, "max-queue-size": 1}
+        refused: list[float] = []
+        with servers.ours(self.deep, **options) as mine:
+            caller = Caller(mine.address)
+            try:
+                caller.once(data)
+                for _ in range(self._rounds):
+                    refused += caller.rejections(data, 12)
+            finally:
+                caller.close()
+        what = f"queue full, {len(refused)} refusals seen by their callers, median"
+        return Row(what, "ms", median(refused), "target", 5.0, "<= 1")
+
+
+def _has_workers() -> bool:
+    command = [sys.executable, "-m", "convserve", "serve", "--help"]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True)
+    return "--workers" in shown.stdout
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.serving", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="three short rounds")
+    parser.add_argument("--rounds", type=int, help="[9; 3 if quick]")
+    parser.add_argument("--seconds", type=float, help="of each measurement [2; 1 if quick]")
+    parser.add_argument("--docs", type=Path, help="write the Markdown report here")
+    given = parser.parse_args()
+    rounds = given.rounds or (3 if given.quick else 9)
+    seconds = given.seconds or (1.0 if given.quick else 2.0)
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for row in Bench(Path(folder), rounds, seconds).rows():
+            print(row.text(), flush=True)
+            rows.append(row)
+    if given.docs is not None:
+        given.docs.write_text(markdown(rows, rounds, seconds, clients.has_h2load()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,121 @@
+"""What asks the servers: h2load, which costs little beside them, and our own generator."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from statistics import median
+
+import grpc
+import numpy as np
+
+from convserve.cli._load import OK, Limits, Outcome, closed_loop, open_loop, poisson
+from convserve_client import protocol, tensors
+
+PATH = protocol.path("ModelInfer")
+
+
+def request(model: str, images: int, shape: tuple[int, ...]) -> bytes:
+    """A serialized request of random images."""
+    x = np.random.default_rng(0).standard_normal((images, *shape), np.float32)
+    message = protocol.ModelInferRequest(model_name=model)
+    message.inputs.add(name="input", datatype="FP32", shape=x.shape)
+    return tensors.serialize(message, [x])
+
+
+def has_h2load() -> bool:
+    return shutil.which("h2load") is not None
+
+
+def requests_per_second(
+    address: str, data: bytes, seconds: float, connections: int, in_flight: int
+) -> float:
+    """By h2load: so many requests under way at once on each connection."""
+    with tempfile.NamedTemporaryFile() as body:
+        body.write(b"\0" + len(data).to_bytes(4, "big") + data)  # gRPC's frame
+        body.flush()
+        command = [
+            "h2load", f"--duration={max(1, round(seconds))}", "--warm-up-time=1", "-t1",
+            f"-c{connections}", f"-m{in_flight}", "-w20", "-W24", f"--data={body.name}",
+            "-Hcontent-type: application/grpc", "-Hte: trailers", f"http://{address}{PATH}",
+        ]  # fmt: skip
+        shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    rate = re.search(r"finished in [\d.]+\w+, ([\d.]+) req/s", shown)
+    failed = re.search(r"(\d+) failed, (\d+) errored, (\d+) timeout", shown)
+    if rate is None or failed is None or any(int(count) for count in failed.groups()):
+        raise RuntimeError(f"h2load: {shown[-600:]}")
+    return float(rate[1])
+
+
+class Caller:
+    """Connections of Python's gRPC to one server."""
+
+    def __init__(self, address: str, connections: int = 1) -> None:
+        options = [
+            ("grpc.use_local_subchannel_pool", 1),
+            ("grpc.max_send_message_length", -1),
+            ("grpc.max_receive_message_length", -1),
+            ("grpc.enable_retries", 0),
+        ]
+        self._channels = [grpc.insecure_channel(address, options) for _ in range(connections)]
+        self._calls = [channel.unary_unary(PATH) for channel in self._channels]
+
+    def close(self) -> None:
+        for channel in self._channels:
+            channel.close()
+
+    def once(self, data: bytes) -> bytes:
+        """One answer; grpc.RpcError if there is none."""
+        answer: bytes = self._calls[0](data, timeout=60, wait_for_ready=True)
+        return answer
+
+    def closed(self, data: bytes, concurrency: int, seconds: float) -> Outcome:
+        def call(caller: int) -> str:
+            self._calls[caller % len(self._calls)](data, timeout=60)
+            return OK
+
+        return closed_loop(call, concurrency, Limits(seconds, warm_up=0.2))
+
+    def open(self, data: bytes, rate: float, seconds: float) -> Outcome:
+        return open_loop(
+            lambda: self._calls[0].future(data, timeout=60),
+            lambda call: str(call.code().name),  # type: ignore[attr-defined]
+            poisson(rate),
+            Limits(seconds, warm_up=0.3),
+        )
+
+    def rejections(self, data: bytes, callers: int) -> list[float]:
+        """Milliseconds that each refused one of so many simultaneous calls took."""
+
+        def call(_: int) -> float | None:
+            began = time.perf_counter()
+            try:
+                self._calls[0](data, timeout=60)
+            except grpc.RpcError as error:
+                if error.code() is not grpc.StatusCode.UNAVAILABLE:
+                    raise
+                return (time.perf_counter() - began) * 1e3
+            return None
+
+        with ThreadPoolExecutor(callers) as pool:
+            return [ms for ms in pool.map(call, range(callers)) if ms is not None]
+
+
+def engine_images_per_second(model: Path, shape: tuple[int, ...], seconds: float) -> float:
+    """In this process, by batches of 32 and the median of all of them."""
+    from convserve.engine.model import load
+
+    loaded = load(model)
+    x = np.random.default_rng(0).standard_normal((32, *shape), np.float32)
+    spent = []
+    end = time.perf_counter() + seconds
+    while not spent or time.perf_counter() < end:
+        began = time.perf_counter()
+        loaded.predict(x)
+        spent.append(time.perf_counter() - began)
+    return 32 / median(spent)
