@@ -27,12 +27,13 @@ static float *pixels(const cs_task *task, int tensor, int64_t i) {
 }
 
 /* The arena's memory is shared by tensors whose lives don't overlap, so a halo is written anew. */
-static void zero_halo(const cs_tensor *t, int block, float *first_pixel) {
+static void zero_halo(const cs_task *task, const cs_tensor *t, float *first_pixel) {
     if (!(t->top | t->bottom | t->left | t->right))
         return;
     const int64_t lines = t->top + t->height + t->bottom;
-    float *start = first_pixel - t->top * t->row - t->left * t->px;
-    for (int p = 0; p < planes(t, block); p++, start += t->plane) {
+    const span part = share(task, planes(t, task->plan->kernels->block));
+    for (int64_t p = part.from; p < part.to; p++) {
+        float *start = first_pixel + p * t->plane - t->top * t->row - t->left * t->px;
         memset(start, 0, sizeof(float) * (t->top * t->row));
         memset(start + (t->top + t->height) * t->row, 0, sizeof(float) * (t->bottom * t->row));
         if (t->left | t->right)
@@ -46,15 +47,18 @@ static void zero_halo(const cs_tensor *t, int block, float *first_pixel) {
 
 static void stage(const cs_task *task, const cs_tensor *tx, const cs_tensor *ty, const float *x, float *y) {
     const cs_kernels *k = task->plan->kernels;
-    const span part = share(task, planes(ty, k->block));
-    for (int64_t p = part.from; p < part.to; p++) {
+    const int64_t height = tx->height;
+    const span part = share(task, planes(ty, k->block) * height);
+    for (int64_t p = part.from / height; p * height < part.to; p++) {
+        const int h0 = part.from > p * height ? (int)(part.from - p * height) : 0;
+        const int h1 = part.to < (p + 1) * height ? (int)(part.to - p * height) : (int)height;
         if (ty->planar) {
-            for (int h = 0; h < tx->height; h++)
+            for (int h = h0; h < h1; h++)
                 memcpy(y + p * ty->plane + h * ty->row, x + p * tx->plane + h * tx->row,
                        sizeof(float) * tx->width);
         } else {
             const int left = tx->channels - (int)p * k->block;
-            k->pack(left < k->block ? left : k->block, 0, tx->height, tx->width,
+            k->pack(left < k->block ? left : k->block, h0, h1, tx->width,
                     x + p * k->block * tx->plane, tx->plane, tx->row, tx->px, y + p * ty->plane,
                     ty->row, ty->px);
         }
@@ -364,9 +368,9 @@ static void one_image(const cs_task *task, const cs_op *op, int64_t i) {
 }
 
 void cs_execute(const cs_task *task, const cs_op *op) {
-    if (op->y >= 0 && task->rank == 0)
+    if (op->y >= 0)
         for (int64_t i = task->first; i < task->first + task->images; i++)
-            zero_halo(&task->plan->tensors[op->y], task->plan->kernels->block, pixels(task, op->y, i));
+            zero_halo(task, &task->plan->tensors[op->y], pixels(task, op->y, i));
     switch (op->kind) {
     case CS_CONV:
         convolve(task, op);
