@@ -105,14 +105,18 @@ static void check_conv(int channels, int filters, int size, int stride, int oh, 
         .inner_last = last, .last_plane = planes - 1, .activation = relu,
         .x_plane = (int64_t)l.h * l.w * px, .x_kh = (int64_t)l.w * px, .x_kw = px, .x_px = stride * px,
         .x_oh = (int64_t)stride * l.w * px, .y_block = y_plane, .y_row = (int64_t)ow * b, .y_px = b,
-        .r_block = y_plane, .r_row = (int64_t)ow * b, .r_px = b,
+        .r_block = y_plane, .r_row = (int64_t)ow * b, .r_px = b, .filters = filters,
     };
     p.tiles = lay_tiles(&l, tiles, packed);
     p.tile = tiles;
-    for (int t = 0; t < p.tiles; t++)
-        k->conv(&p, t, 0, oh, l.x, packed, l.bias, l.residual ? l.r : NULL, y);
-    check_layer(&l, planar ? "planar convolution" : "convolution", y,
-                channels * size * size * 2 * (double)FLT_EPSILON);
+    const int by_pixels = planar && stride == 1 && ow >= b && !l.residual;
+    for (p.pixels = 0; p.pixels <= by_pixels; p.pixels++) {
+        memset(y, 0xff, sizeof(float) * blocks_of(filters) * y_plane);
+        for (int t = 0; t < p.tiles; t++)
+            k->conv(&p, t, 0, oh, l.x, packed, l.bias, l.residual ? l.r : NULL, y);
+        check_layer(&l, p.pixels ? "convolution by pixels" : planar ? "planar convolution" : "convolution", y,
+                    channels * size * size * 2 * (double)FLT_EPSILON);
+    }
     free(packed);
     free(y);
     free_layer(&l);
@@ -138,9 +142,12 @@ static void check_winograd(int m, int channels, int filters, int oh, int ow) {
     layer l = make_layer(channels, filters, 3, 1, oh, ow, 0, 1);
     const int planes = blocks_of(channels), blocks = blocks_of(filters), n = (m + 2) * (m + 2);
     const int64_t y_plane = (int64_t)oh * ow * b;
-    cs_winograd p = {m, planes, blocks, l.h, l.w, oh, ow, (oh + m - 1) / m, (ow + m - 1) / m, relu,
-                     (int64_t)l.h * l.w * b, (int64_t)l.w * b, y_plane, (int64_t)ow * b, y_plane,
-                     (int64_t)ow * b};
+    const cs_winograd p = {
+        .m = m, .planes = planes, .blocks = blocks, .h = l.h, .w = l.w, .oh = oh, .ow = ow,
+        .rows = (oh + m - 1) / m, .columns = (ow + m - 1) / m, .activation = relu,
+        .x_plane = (int64_t)l.h * l.w * b, .x_row = (int64_t)l.w * b, .y_block = y_plane,
+        .y_row = (int64_t)ow * b, .r_block = y_plane, .r_row = (int64_t)ow * b,
+    };
     const int slots = p.rows * p.columns;
     const int64_t v_step = cs_winograd_step(planes, slots, b), m_step = cs_winograd_step(blocks, slots, b);
     float *v = floats(n * v_step), *products = floats(n * m_step), *y = floats(blocks * y_plane);
@@ -328,7 +335,7 @@ int main(void) {
         check_conv(2 * b, 3 * b, 3, 2, 3, 7, 0);
         check_conv(b, b + 1, 3, 3, 3, 7, 0);
         for (int ow = 1; ow <= 15; ow += 2)
-            check_conv(3, 2 * b + 1, 5, 1 + ow % 4 / 2, 2, ow, 1);
+            check_conv(3, 2 * b + 1 + ow % 2, 5, 1 + ow % 4 / 2, 2, ow, 1);
         for (int size = 1; size <= 9; size += 2)
             for (int m = 2; m <= 4; m += 2)
                 check_winograd(m, b + 2, 2 * b - 1, size, size + 1);
