@@ -334,7 +334,7 @@ int main(void) {
             check_conv(b + 3, 5 * b - 1, ow % 2 ? 3 : 1, 1, 2, ow, 0);
         check_conv(2 * b, 3 * b, 3, 2, 3, 7, 0);
         check_conv(b, b + 1, 3, 3, 3, 7, 0);
-        for (int ow = 1; ow <= 15; ow += 2)
+        for (int ow = 1; ow <= 2 * b + 3; ow++)
             check_conv(3, 2 * b + 1 + ow % 2, 5, 1 + ow % 4 / 2, 2, ow, 1);
         for (int size = 1; size <= 9; size += 2)
             for (int m = 2; m <= 4; m += 2)
