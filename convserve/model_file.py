@@ -27,9 +27,17 @@ from convserve.errors import ModelFileError
 from convserve.graph import Graph
 from convserve.preprocessing import Preprocessing
 
-__all__ = ["FORMAT_VERSION", "ModelFile", "Preprocessing", "load", "save", "weights_hash"]
+__all__ = [
+    "FORMAT_VERSION",
+    "ModelFile",
+    "Preprocessing",
+    "format_version",
+    "load",
+    "save",
+    "weights_hash",
+]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # the newest that is read; 2 brought several inputs
 ENTRY = "__convserve__"
 MAX_JSON = 8 << 20  # bytes
 
@@ -145,6 +153,8 @@ def _check_meaning(model: ModelFile) -> None:
         if any(0xD800 <= ord(c) <= 0xDFFF for label in labels for c in label):
             raise NpzFault("its labels hold surrogates, which are no characters")
     if preprocessing is not None:
+        if len(graph.inputs) > 1:
+            raise NpzFault("it has several inputs, so that preprocessing fits none alone")
         makes = (preprocessing.channels, preprocessing.height, preprocessing.width)
         if makes != graph.input_shape:
             raise NpzFault(
@@ -176,7 +186,7 @@ def _to_json(model: ModelFile) -> bytes:
     try:
         text = json.dumps(
             {
-                "version": FORMAT_VERSION,
+                "version": format_version(model),
                 "graph": model.graph.to_dict(),
                 **_tensor_specs(model.graph),
                 "labels": None if model.labels is None else list(model.labels),
@@ -193,6 +203,11 @@ def _to_json(model: ModelFile) -> bytes:
     if len(document) > MAX_JSON:
         raise NpzFault(f"its description has {len(document)} bytes, over the limit of {MAX_JSON}")
     return document
+
+
+def format_version(model: ModelFile) -> int:
+    """The version that a file of this model has: the oldest that can hold it."""
+    return 1 if len(model.graph.inputs) == 1 else 2
 
 
 def _parse(document: bytes) -> dict[str, Any]:
@@ -257,7 +272,7 @@ def _tensor_specs(graph: Graph) -> dict[str, list[dict[str, Any]]]:
         return {"name": name, "dtype": "float32", "shape": list(shape)}
 
     return {
-        "inputs": [spec(graph.input_name, graph.input_shape)],
+        "inputs": [spec(name, shape) for name, shape in graph.inputs.items()],
         "outputs": [spec(name, graph.shape(layer)) for name, layer in graph.outputs.items()],
     }
 

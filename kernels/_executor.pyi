@@ -112,5 +112,8 @@ class Executor:
     @property
     def operations(self) -> int: ...
     def run(
-        self, x: Float32Array, threads: int, spent: npt.NDArray[np.int64] | None = None
+        self,
+        inputs: Sequence[Float32Array],
+        threads: int,
+        spent: npt.NDArray[np.int64] | None = None,
     ) -> list[Float32Array]: ...

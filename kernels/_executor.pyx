@@ -79,7 +79,7 @@ cdef extern from "executor.h" nogil:
     ctypedef struct cs_pace:
         pass
 
-    void cs_plan_run(const cs_plan *plan, cs_pace *pace, int64_t n, const float *x,
+    void cs_plan_run(const cs_plan *plan, cs_pace *pace, int64_t n, const float **inputs,
                      float **results, float **arenas, int threads, int64_t *spent)
 
 # Below this number of multiply-accumulates a call a second thread costs more than it brings.
@@ -113,7 +113,7 @@ cdef class Executor:
     cdef cs_pace pace
     cdef cs_tensor *tensors
     cdef cs_op *ops
-    cdef int tensor_count
+    cdef int tensor_count, input_count
     cdef int64_t arena_floats, scratch_floats
     cdef double macs
     cdef list kept          # owners of the weights
@@ -141,10 +141,11 @@ cdef class Executor:
     # -- tensors ------------------------------------------------------------------------------
 
     def input(self, int channels, int height, int width):
-        """The plan's input, float32[N, C, H, W], C-contiguous; returns its number."""
+        """The plan's next input, float32[N, C, H, W], C-contiguous; returns its number."""
         cdef cs_tensor *t = self._tensor(channels, height, width, True)
         t.row, t.plane = width, <int64_t>width * height
-        t.offset, t.image = -1, t.plane * channels
+        self.input_count += 1
+        t.offset, t.image = -self.input_count, t.plane * channels
         return self.tensor_count - 1
 
     def tensor(self, int channels, int height, int width, halo, bint planar, int level):
@@ -468,17 +469,18 @@ cdef class Executor:
         """How many operations it has so far."""
         return self.plan.op_count
 
-    def run(self, x, int threads, spent=None):
-        """x float32[N, C, H, W], C-contiguous, its shape already checked; list of new arrays.
+    def run(self, inputs, int threads, spent=None):
+        """inputs: float32[N, ...] each, C-contiguous, already checked; a list of new arrays.
 
         spent: int64[threads, operations], C-contiguous, to which each thread adds the nanoseconds
         that it spends on each operation.
         """
-        cdef const float[:, :, :, ::1] images = x
-        cdef int64_t n = images.shape[0]
+        cdef int64_t n = len(inputs[0])
         cdef float *arenas[256]
-        cdef Buffer arena, addresses = Buffer(2 * len(self.output_shapes))
+        cdef Buffer arena, addresses = Buffer(2 * (len(self.output_shapes) + self.input_count))
         cdef float **results = <float **>addresses.data
+        cdef const float **sources = <const float **>(results + len(self.output_shapes))
+        cdef const float[::1] given
         cdef float[::1] flat
         outs = [np.empty((n, *shape), np.float32) for shape in self.output_shapes]
         if n == 0:
@@ -497,13 +499,15 @@ cdef class Executor:
         for i, out in enumerate(outs):
             flat = out.reshape(-1)
             results[i] = &flat[0]
+        for i, x in enumerate(inputs):
+            given = x.reshape(-1)
+            sources[i] = &given[0]
         floats = self.arena_floats + self.scratch_floats
         used = [self.arenas.pop() if self.arenas else Buffer(floats)
                 for _ in range(threads)]
         for i, arena in enumerate(used):
             arenas[i] = arena.data
         with nogil:
-            cs_plan_run(&self.plan, &self.pace, n, &images[0, 0, 0, 0], results, arenas, threads,
-                        nanoseconds)
+            cs_plan_run(&self.plan, &self.pace, n, sources, results, arenas, threads, nanoseconds)
         self.arenas += used
         return outs

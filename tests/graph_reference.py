@@ -13,24 +13,35 @@ from convserve.graph import Graph, layers
 Array = np.ndarray[Any, Any]
 
 
-def evaluate(graph: Graph, params: dict[str, Array], x: Array) -> dict[str, Array]:
+Inputs = Array | dict[str, Array]  # several by name
+
+
+def _named(graph: Graph, x: Inputs) -> dict[str, Array]:
+    return (
+        {name: a.astype(np.float64) for name, a in x.items()}
+        if isinstance(x, dict)
+        else {graph.input_name: x.astype(np.float64)}
+    )
+
+
+def evaluate(graph: Graph, params: dict[str, Array], x: Inputs) -> dict[str, Array]:
     """Every layer's output, float64[N, ...]."""
-    values: dict[str, Array] = {graph.input_name: x.astype(np.float64)}
+    values = _named(graph, x)
     for node in graph.nodes:
         inputs = [values[source] for source in node.inputs]
         values[node.name] = _layer(node.op, inputs, _of(params, node.name))
     return values
 
 
-def error_bounds(graph: Graph, params: dict[str, Array], x: Array) -> dict[str, Array]:
+def error_bounds(graph: Graph, params: dict[str, Array], x: Inputs) -> dict[str, Array]:
     """An upper bound of each value's float32 error, whatever the order of sums and the fusion.
 
     The same network on absolute values gives the sum of all terms' sizes; each rounding on the way
     to a value, as many as its sums have terms, adds at most half a unit in the last place of it.
     """
     value = evaluate(graph, params, x)
-    size: dict[str, Array] = {graph.input_name: np.abs(x.astype(np.float64))}
-    terms = {graph.input_name: 1}
+    size = {name: np.abs(given) for name, given in _named(graph, x).items()}
+    terms = dict.fromkeys(size, 1)
     for node in graph.nodes:
         inputs = [size[source] for source in node.inputs]
         own = {name: np.abs(p) for name, p in _of(params, node.name).items()}

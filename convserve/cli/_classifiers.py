@@ -47,6 +47,7 @@ class LocalClassifier:
         from convserve.engine.model import load
 
         self._model = load(path, threads=threads)
+        _one_input(list(self._model.inputs), str(path))
         self._output = self._model.output_names[0]
         layer = self._model.graph.outputs[self._output]
         self.classes = _classes(self._model.graph.shape(layer), str(path))
@@ -65,6 +66,7 @@ class ServedClassifier:
         config = client.model_config(name)
         metadata = client.model_metadata(name)
         what = f"model {config.name!r} of the server"
+        _one_input([tensor.name for tensor in metadata.inputs], what)
         self._client = client
         self._name = config.name
         self._batch_size = batch_size
@@ -117,6 +119,13 @@ class _Connection(AbstractContextManager[Classifier]):
 
     def __exit__(self, *error: object) -> None:
         self._client.close()
+
+
+def _one_input(names: Sequence[str], what: str) -> None:
+    if len(names) > 1:
+        raise click.ClickException(
+            f"{what} has the inputs {', '.join(names)}: images alone can't be classified by it"
+        )
 
 
 def _classes(shape: tuple[int, ...], what: str) -> int:

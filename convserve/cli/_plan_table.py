@@ -42,7 +42,8 @@ class PlanRow:
 def describe(model: Model, batch: int) -> dict[str, Any]:
     """The plan of the model's outputs, each step measured in calls with `batch` random images."""
     plan = model.plan(batch)
-    x = np.random.default_rng(0).standard_normal((batch, *model.input_shape), dtype=np.float32)
+    rng = np.random.default_rng(0)
+    x = [rng.standard_normal((batch, *s), dtype=np.float32) for s in model.inputs.values()]
     peak = model.threads * kernels.peak_gflops(threads=1, seconds=PEAK_SECONDS)
     seconds = np.median(plan.profile(x, model.threads, RUNS), axis=0)
     rows = [

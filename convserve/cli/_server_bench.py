@@ -66,23 +66,28 @@ def measure_server(
 
 def request(metadata: Any, payload: Payload) -> bytes:
     """A serialized ModelInferRequest."""
-    tensor = metadata.inputs[0]
     message = protocol.ModelInferRequest(model_name=metadata.name)
+    arrays = [_array(tensor, payload, seed) for seed, tensor in enumerate(metadata.inputs)]
+    for tensor, x in zip(metadata.inputs, arrays, strict=True):
+        message.inputs.add(name=tensor.name, datatype=tensors.datatype_of(x), shape=x.shape)
+    return tensors.serialize(message, arrays)
+
+
+def _array(tensor: Any, payload: Payload, seed: int) -> np.ndarray[Any, Any]:
     x: np.ndarray[Any, Any]
     if payload.files:
         chosen = cycle(payload.files)
         x = np.empty(payload.batch, object)
         x[:] = [next(chosen).read_bytes() for _ in range(payload.batch)]
     else:
-        generator = np.random.default_rng(0)
+        generator = np.random.default_rng(seed)
         shape = (payload.batch, *(max(size, 1) for size in tensor.shape[1:]))
         x = (
             generator.integers(0, 256, shape, np.uint8)
             if payload.dtype == "uint8"
             else generator.standard_normal(shape, np.float32)
         )
-    message.inputs.add(name=tensor.name, datatype=tensors.datatype_of(x), shape=x.shape)
-    return tensors.serialize(message, [x])
+    return x
 
 
 def _channel(address: str, size: int) -> grpc.Channel:

@@ -36,13 +36,14 @@ class Timing:
 
 
 def measure(
-    call: Callable[[NDArray[np.float32]], Any],
-    x: NDArray[np.float32],
+    call: Callable[[Any], Any],
+    x: Any,
+    images: int,
     threads: int,
     callers: int,
     seconds: float,
 ) -> Timing:
-    """Call `call(x)` from `callers` threads for `seconds` after a warm-up; x is [N, ...]."""
+    """Call `call(x)` from `callers` threads for `seconds` after a warm-up; x has `images`."""
     for _ in range(3):
         call(x)
     start = threading.Barrier(callers + 1)
@@ -69,7 +70,7 @@ def measure(
             timer.cancel()
             stop.set()
         elapsed = time.perf_counter() - began
-    return _timing(np.array(spent) / 1e6, len(x), threads, elapsed)
+    return _timing(np.array(spent) / 1e6, images, threads, elapsed)
 
 
 def _timing(ms: NDArray[np.float64], batch: int, threads: int, elapsed: float) -> Timing:

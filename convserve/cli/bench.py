@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -200,11 +200,17 @@ def _model_timings(
     for count in threads:
         model = load(path, threads=count)
         for size in batches:
-            yield measure(model.predict, _images(size, model.input_shape), count, 1, seconds)
+            yield measure(model.predict, _images(size, model.inputs), size, count, 1, seconds)
 
 
-def _images(count: int, shape: tuple[int, ...]) -> np.ndarray[Any, np.dtype[np.float32]]:
-    return np.random.default_rng(0).standard_normal((count, *shape), dtype=np.float32)
+def _images(count: int, inputs: Mapping[str, tuple[int, ...]]) -> Any:
+    """Random values for the input, or by name for several."""
+    rng = np.random.default_rng(0)
+    made = {
+        name: rng.standard_normal((count, *shape), dtype=np.float32)
+        for name, shape in inputs.items()
+    }
+    return made if len(made) > 1 else next(iter(made.values()))
 
 
 def _print_loads(rows: Iterator[dict[str, Any]], as_json: bool) -> None:

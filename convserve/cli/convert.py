@@ -55,8 +55,15 @@ class _Numbers(click.ParamType):  # type: ignore[type-arg,unused-ignore]
 @click.option("--interpolation", help="bicubic, bilinear, box, lanczos or nearest.")
 @click.option(
     "--input-shape",
-    type=_Numbers(int, "3,224,224"),
-    help="Channels, height, width, where the ONNX model leaves them open.",
+    multiple=True,
+    metavar="[NAME=]C,H,W",
+    help="Channels, height, width, where the ONNX model leaves them open; of several inputs each "
+    "by its name.",
+)
+@click.option(
+    "--layout",
+    type=click.Choice(["nchw", "nhwc"]),
+    help="How the ONNX model has its images.  [default: what fits]",
 )
 @click.option("--verify", "check", is_flag=True, help="Compare with ONNX Runtime on random images.")
 def command(
@@ -65,7 +72,8 @@ def command(
     output: Path | None,
     labels: Path | None,
     preprocessing: str | None,
-    input_shape: tuple[int, ...] | None,
+    input_shape: tuple[str, ...],
+    layout: str | None,
     check: bool,
     **options: Any,
 ) -> None:
@@ -84,11 +92,14 @@ def command(
     suffixes = source.suffix.lower(), target.suffix.lower()
     options = {name: value for name, value in options.items() if value is not None}
     if suffixes == (".onnx", ".npz"):
-        shape = _three(input_shape)
-        names = None if labels is None else _labels(labels)
-        _import(source, target, names, shape, preprocessing, options, check)
+        given: dict[str, Any] = {
+            "labels": None if labels is None else _labels(labels),
+            "input_shape": _input_shape(input_shape),
+            "layout": layout,
+        }
+        _import(source, target, given, preprocessing, options, check)
     elif suffixes == (".npz", ".onnx"):
-        if options or preprocessing or labels or input_shape:
+        if options or preprocessing or labels or input_shape or layout:
             raise click.UsageError("an .npz has its labels, preprocessing and sizes in itself")
         _export(source, target, check)
     else:
@@ -98,8 +109,7 @@ def command(
 def _import(
     source: Path,
     target: Path,
-    labels: list[str] | None,
-    shape: tuple[int, int, int] | None,
+    given: dict[str, Any],
     preprocessing: str | None,
     options: dict[str, Any],
     check: bool,
@@ -107,13 +117,15 @@ def _import(
     from convserve import model_file
     from convserve.convert import convert_onnx
 
-    converted = convert_onnx(source, labels=labels, input_shape=shape)
+    converted = convert_onnx(source, **given)
     if preprocessing is not None or options:
         said = _preprocessing(converted, preprocessing, options)
         converted.preprocessing = said
     model_file.save(target, converted)
     count, outputs = len(converted.graph.nodes), converted.graph.outputs
-    click.echo(f"{printable(target)}: {count} layers, input {_dims(converted.graph.input_shape)}")
+    click.echo(f"{printable(target)}: {count} layers")
+    for name, shape in converted.graph.inputs.items():
+        click.echo(f"input {printable(name)}: {_dims(shape)}")
     for name, layer in outputs.items():
         click.echo(f"output {printable(name)}: {_dims(converted.graph.shape(layer))}")
     if check:
@@ -194,12 +206,24 @@ def _labels(path: Path) -> list[str]:
     return found
 
 
-def _three(shape: tuple[int, ...] | None) -> tuple[int, int, int] | None:
-    if shape is None:
-        return None
-    if len(shape) != 3:
+def _input_shape(given: tuple[str, ...]) -> tuple[int, ...] | dict[str, tuple[int, ...]] | None:
+    """`3,224,224`, or `NAME=3,224,224` for each of several inputs."""
+    named: dict[str, tuple[int, ...]] = {}
+    for text in given:
+        name, _, sizes = text.rpartition("=")
+        try:
+            named[name] = tuple(int(size) for size in sizes.replace("x", ",").split(","))
+        except ValueError:
+            raise click.UsageError(
+                f"--input-shape {text!r}: give channels,height,width such as 3,224,224"
+            ) from None
+    if "" not in named:
+        return named or None
+    if len(given) > 1:
+        raise click.UsageError("several --input-shape need a name each: NAME=3,224,224")
+    if len(named[""]) != 3:
         raise click.UsageError("--input-shape must be three numbers: channels,height,width")
-    return shape[0], shape[1], shape[2]
+    return named[""]
 
 
 def _dims(shape: tuple[int, ...]) -> str:

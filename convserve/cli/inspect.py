@@ -10,7 +10,7 @@ import click
 
 from convserve.cli._common import model_argument, printable, threads_option
 from convserve.graph import Graph, LayerSummary, summarise
-from convserve.model_file import FORMAT_VERSION, ModelFile, load, weights_hash
+from convserve.model_file import ModelFile, format_version, load, weights_hash
 
 
 @click.command()
@@ -77,12 +77,13 @@ def _description(path: Path, model: ModelFile) -> dict[str, Any]:
     graph, rows = model.graph, summarise(model.graph)
     return {
         "file": str(path),
-        "format_version": FORMAT_VERSION,
+        "format_version": format_version(model),
         "weights_hash": weights_hash(model.params),
         "labels": model.labels,
         "preprocessing": model.preprocessing and model.preprocessing.to_dict(),
         "provenance": model.provenance,
         "input": {"name": graph.input_name, "shape": graph.input_shape},
+        "inputs": [{"name": name, "shape": shape} for name, shape in graph.inputs.items()],
         "outputs": [
             {"name": name, "layer": layer, "shape": graph.shape(layer)}
             for name, layer in graph.outputs.items()
@@ -120,8 +121,9 @@ def _print_table(path: Path, model: ModelFile) -> None:
         strict=True,
     ):
         table.add_column(header, f"{total:,}", justify="right", no_wrap=True)
-    table.add_row(printable(model.graph.input_name), "input", _dims(model.graph.input_shape))
-    previous = model.graph.input_name
+    for name, shape in model.graph.inputs.items():
+        table.add_row(printable(name), "input", _dims(shape))
+        previous = name
     for row in rows:
         operator = _operator(model.graph, row)
         if row.inputs != (previous,):

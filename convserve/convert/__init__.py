@@ -1,6 +1,7 @@
 """ONNX models in and out; the onnx package (`pip install "convserve[onnx]"`) reads and writes them.
 
     importer   file → layers → model file; walk visits the nodes, nodes_* map them
+    inputs     sizes, batch and layout of the inputs
     layout     transposes and reshapes, which move nothing until a layer needs it
     patterns   operators that are written out as several nodes
     fold       what is known now: weights and shapes
@@ -13,7 +14,7 @@ This module can be imported without onnx; its functions say what is missing.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 
 from convserve.convert.verify import Difference, verify
@@ -29,16 +30,19 @@ def convert_onnx(
     *,
     labels: Sequence[str] | None = None,
     preprocessing: Preprocessing | None = None,
-    input_shape: tuple[int, int, int] | None = None,
+    input_shape: Sequence[int] | Mapping[str, Sequence[int]] | None = None,
+    layout: str | None = None,
 ) -> ModelFile:
     """Converts an ONNX image classifier, and writes it to `target` (an .npz) if that is given.
 
     labels: one name a class. preprocessing: how pictures become the input; both override what the
     file itself says (as one that `export_onnx` wrote does). input_shape: (channels, height, width),
-    for a model that leaves its height and width open.
+    for a model that leaves its height and width open; of several inputs a dict of them by name.
+    layout: "nchw" or "nhwc", how the ONNX model has its images, where that can't be told by itself.
 
     The model takes float32 [N, C, H, W] with any N, also where the ONNX model has a fixed batch or
-    takes [N, H, W, C]. Input and outputs keep their ONNX names.
+    takes [N, H, W, C]. Of several inputs each is images or rows [N, F], images first. Inputs and
+    outputs keep their ONNX names.
 
     Errors: ConversionError for a file that is malformed or does not fit, naming the node;
     UnsupportedOperatorError lists every node that has no equivalent. Nothing is written then.
@@ -47,7 +51,12 @@ def convert_onnx(
     from convserve.convert import importer
 
     return importer.convert_onnx(
-        source, target, labels=labels, preprocessing=preprocessing, input_shape=input_shape
+        source,
+        target,
+        labels=labels,
+        preprocessing=preprocessing,
+        input_shape=input_shape,
+        layout=layout,
     )
 
 

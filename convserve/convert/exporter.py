@@ -75,8 +75,8 @@ class _Export:
         self.graph, self.params = graph, params
         self.nodes: list[NodeProto] = []
         self.tensors: list[TensorProto] = []
-        self.names = {graph.input_name: graph.input_name}
-        self.taken = {graph.input_name, *graph.outputs, *params}
+        self.names = {name: name for name in graph.inputs}
+        self.taken = {*graph.inputs, *graph.outputs, *params}
 
     def run(self) -> Any:
         for node in self.graph.nodes:
@@ -88,7 +88,7 @@ class _Export:
         return helper.make_graph(
             self.nodes,
             "convserve",
-            [_tensor(self.graph.input_name, self.graph.input_shape)],
+            [_tensor(name, shape) for name, shape in self.graph.inputs.items()],
             [_tensor(name, shape) for name, shape in outputs.items()],
             self.tensors,
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -65,7 +65,7 @@ def lowered(build: Layers, outputs: Sequence[Layer]) -> list[Layer]:
     for layer in [*found, *(Layer(None, (output,), (), {}) for output in outputs)]:
         for source in layer.inputs:
             readers[id(source)] = readers.get(id(source), 0) + 1
-    final: dict[int, Layer] = {id(build.input): build.input}
+    final: dict[int, Layer] = {id(layer): layer for layer in build.inputs}
     for layer in found:
         inputs = [final[id(source)] for source in layer.inputs]
         build.origin = layer.origin
@@ -116,12 +116,15 @@ def _scaled(build: Layers, x: Layer, scale: Array, shift: Array) -> Layer | None
 
 
 def build_graph(
-    image: Layer, input_name: str, outputs: Sequence[tuple[str, Layer]]
+    inputs: Mapping[str, Layer], outputs: Sequence[tuple[str, Layer]]
 ) -> tuple[Graph, Params]:
     """The graph, its layers named after the ONNX nodes, and its float32 parameters."""
-    graph = Graph((image.shape[0], image.shape[1], image.shape[2]), input_name=input_name)
-    names = {id(image): graph.input_name}
-    taken = {graph.input_name}
+    (first, image), *more = inputs.items()
+    graph = Graph((image.shape[0], image.shape[1], image.shape[2]), input_name=first)
+    for name, layer in more:
+        graph.add_input(name, layer.shape)
+    names = {id(layer): name for name, layer in inputs.items()}
+    taken = set(inputs)
     params: Params = {}
     ordered = in_order(layer for _, layer in outputs)
     # The last layer that a node became has its name, what was made for it a default one.

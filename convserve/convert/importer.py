@@ -6,16 +6,15 @@ import json
 import os
 from collections.abc import Sequence
 from contextlib import suppress
-from math import prod
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from google.protobuf.message import DecodeError
-from onnx import ModelProto, TensorProto, ValueInfoProto
+from onnx import ModelProto, ValueInfoProto
 
 from convserve.convert.finish import Params, build_graph, left_over, lowered
-from convserve.convert.layout import Layout
-from convserve.convert.tensors import type_name
+from convserve.convert.inputs import Input, InputShape, read_inputs
 from convserve.convert.values import Feature, Layer, Layers, Origin, Unsupported
 from convserve.convert.views import image, in_order
 from convserve.convert.walk import FAULTS, Walk
@@ -27,14 +26,9 @@ from convserve.errors import (
 )
 from convserve.graph import Graph
 from convserve.graph import layers as ops
-from convserve.graph.graph import MAX_ELEMENTS
 from convserve.model_file import ModelFile, Preprocessing, save
 
 __all__ = ["convert_model", "convert_onnx", "read_onnx"]
-
-MAX_SIDE = 1 << 20
-TRIAL_BATCHES = (5, 7)  # a size that differs with them is the batch's
-_CHANNELS = (1, 3, 4)  # of pictures
 
 
 def convert_onnx(
@@ -43,14 +37,16 @@ def convert_onnx(
     *,
     labels: Sequence[str] | None = None,
     preprocessing: Preprocessing | None = None,
-    input_shape: tuple[int, int, int] | None = None,
+    input_shape: InputShape | None = None,
+    layout: str | None = None,
 ) -> ModelFile:
     """As `convserve.convert_onnx`."""
     path = Path(source)
     model = read_onnx(path)
     model_file = convert_model(
-        model, path.parent, labels=labels, preprocessing=preprocessing, input_shape=input_shape
-    )
+        model, path.parent, labels=labels, preprocessing=preprocessing, input_shape=input_shape,
+        layout=layout,
+    )  # fmt: skip
     model_file.provenance.setdefault("source", path.name)
     if target is not None:
         try:
@@ -83,11 +79,12 @@ def convert_model(
     *,
     labels: Sequence[str] | None = None,
     preprocessing: Preprocessing | None = None,
-    input_shape: tuple[int, int, int] | None = None,
+    input_shape: InputShape | None = None,
+    layout: str | None = None,
 ) -> ModelFile:
     """As `convert_onnx`, of a message; `folder` holds the files with its external data."""
     try:
-        graph, params = _converted(model, folder, input_shape)
+        graph, params = _converted(model, folder, input_shape, layout)
         said_labels, said_preprocessing, provenance = _metadata(model)
     except ConversionError:
         raise
@@ -104,29 +101,30 @@ def convert_model(
 
 
 def _converted(
-    model: ModelProto, folder: Path | None, input_shape: tuple[int, int, int] | None
+    model: ModelProto, folder: Path | None, input_shape: InputShape | None, layout: str | None
 ) -> tuple[Graph, Params]:
-    given = _the_input(model)
-    shape, batch = _input_shape(given, input_shape)
-    attempts = [_input_feature(shape, last) for last in _channels_last(shape, input_shape)]
-    for x in attempts[:-1]:
+    inputs, batch = read_inputs(model, input_shape, layout)
+    if not model.graph.output:
+        raise ConversionError("the model has no outputs")
+    if any(given.unsure for given in inputs):
         with suppress(UnsupportedOperatorError):
-            return _convert(model, folder, given.name, x, batch, input_shape is None)
-    return _convert(model, folder, given.name, attempts[-1], batch, input_shape is None)
+            return _convert(model, folder, inputs, batch, input_shape is None)
+        inputs = [replace(i, last=not i.last) if i.unsure else i for i in inputs]
+    return _convert(model, folder, inputs, batch, input_shape is None)
 
 
 def _convert(
     model: ModelProto,
     folder: Path | None,
-    input_name: str,
-    x: Feature,
+    inputs: Sequence[Input],
     batch: tuple[int, ...],
     declared: bool,
 ) -> tuple[Graph, Params]:
-    """The graph and its parameters, with the image in this layout."""
-    build = Layers(x.layer.shape)
+    """The graph and its parameters, with the images in this layout."""
+    build = Layers([given.our_shape for given in inputs])
     walk = Walk(model, build, batch, folder)
-    values = walk.run(model.graph, {input_name: Feature(build.input, x.layout)})
+    given = zip(inputs, build.inputs, strict=True)
+    values = walk.run(model.graph, {i.name: i.feature(layer) for i, layer in given})
     outputs = []
     for output, value in zip(model.graph.output, values, strict=True):
         build.origin = None
@@ -144,86 +142,12 @@ def _convert(
     try:
         final = lowered(build, [layer for _, layer in outputs])
         names = [name for name, _ in outputs]
-        return build_graph(build.input, input_name, list(zip(names, final, strict=True)))
+        images = {i.name: layer for i, layer in zip(inputs, build.inputs, strict=True)}
+        return build_graph(images, list(zip(names, final, strict=True)))
     except ConversionError:
         raise
     except ConvserveError as error:
         raise ConversionError(str(error)) from error
-
-
-def _the_input(model: ModelProto) -> ValueInfoProto:
-    weights = {tensor.name for tensor in model.graph.initializer}
-    inputs: list[ValueInfoProto] = [
-        value for value in model.graph.input if value.name not in weights
-    ]
-    if len(inputs) != 1:
-        names = ", ".join(repr(value.name) for value in inputs)
-        raise ConversionError(
-            f"the model has {len(inputs)} inputs ({names:.300}); it must have one, the image"
-        )
-    if not model.graph.output:
-        raise ConversionError("the model has no outputs")
-    return inputs[0]
-
-
-def _input_shape(
-    value: ValueInfoProto, wanted: Sequence[int] | None
-) -> tuple[tuple[int, int, int], tuple[int, ...]]:
-    """The input's sizes as ONNX has them, without the batch; and the batch sizes to try."""
-    name = f"the input {value.name!r:.200}"
-    if not value.type.HasField("tensor_type"):
-        raise ConversionError(f"{name} is no tensor")
-    tensor = value.type.tensor_type
-    if tensor.elem_type != TensorProto.FLOAT:
-        raise ConversionError(f"{name} must be float32, it is {type_name(tensor.elem_type)}")
-    dims = [dim.dim_value if dim.HasField("dim_value") else 0 for dim in tensor.shape.dim]
-    if tensor.HasField("shape") and len(dims) != 4:
-        raise ConversionError(f"{name} must be images with 4 axes, it has {len(dims)}")
-    dims = dims or [0, 0, 0, 0]
-    if any(size < -1 or size > MAX_SIDE for size in dims):
-        raise ConversionError(f"{name} has an impossible shape {dims}")
-    if wanted is not None:
-        given = tuple(wanted)
-        if len(given) != 3 or any(
-            type(size) is not int or not 0 < size <= MAX_SIDE for size in given
-        ):
-            raise ConversionError(f"input_shape must be (channels, height, width), got {given}")
-        fixed = dims[1:]
-        orders = [given, (given[1], given[2], given[0])]
-        fitting = [
-            order
-            for order in orders
-            if all(size <= 0 or size == chosen for size, chosen in zip(fixed, order, strict=True))
-        ]
-        if not fitting:
-            raise ConversionError(f"{name} has the sizes {fixed}, input_shape says {given}")
-        dims[1:] = fitting[0]
-    if min(dims[1:]) <= 0:
-        raise ConversionError(
-            f"{name} leaves its height and width open: give input_shape (--input-shape 3,224,224)"
-        )
-    c, h, w = dims[1:]
-    if prod((c, h, w)) > MAX_ELEMENTS:
-        raise ConversionError(f"{name} has an impossible shape {dims}")
-    return (c, h, w), (dims[0],) if dims[0] > 0 else TRIAL_BATCHES
-
-
-def _channels_last(shape: tuple[int, int, int], wanted: Sequence[int] | None) -> list[bool]:
-    """Which orders of the axes to try: what the user says, or first what looks like a picture."""
-    if wanted is not None:
-        return [tuple(wanted) != shape]
-    c, h, w = shape
-    if w in _CHANNELS and min(c, h) > max(_CHANNELS):
-        return [True, False]
-    return [False]
-
-
-def _input_feature(shape: tuple[int, int, int], last: bool) -> Feature:
-    """The input as a layer [C, H, W], its channels first or last in the ONNX tensor."""
-    if not last:
-        return Feature.of(Layer(None, (), shape, {}))
-    layer = Layer(None, (), (shape[2], shape[0], shape[1]), {})
-    return Feature(layer, Layout.natural(layer.shape).transpose((1, 2, 0)))
 
 
 def _output(build: Layers, value: Feature) -> Layer:
@@ -234,8 +158,8 @@ def _output(build: Layers, value: Feature) -> Layer:
         layer = in_order(build, value)
     else:
         raise Unsupported(f"it has {len(value.shape) + 1} axes: an output must have 2 or 4")
-    # An output must be a layer of the graph, which the image itself is not.
-    return build.add(ops.Dropout(0.0), layer) if layer is build.input else layer
+    # An output must be a layer of the graph, which an input itself is not.
+    return build.add(ops.Dropout(0.0), layer) if layer.op is None else layer
 
 
 def _check_declared(output: ValueInfoProto, shape: tuple[int, ...]) -> None:

@@ -11,7 +11,7 @@ identity, and what nothing reads in the end is dropped.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import Any, ClassVar, NamedTuple, TypeAlias
@@ -95,7 +95,7 @@ class Pending(Operator):
 
 @dataclass(eq=False)
 class Layer:
-    """A layer to be: compared by identity. `op` is None for the image itself."""
+    """A layer to be: compared by identity. `op` is None for an input."""
 
     op: Operator | None
     inputs: tuple[Layer, ...]
@@ -148,8 +148,8 @@ class Merged:
 class Layers:
     """Makes layers; `origin` is the node that is being converted."""
 
-    def __init__(self, image: Shape) -> None:
-        self.input = Layer(None, (), image, {})
+    def __init__(self, inputs: Iterable[Shape]) -> None:
+        self.inputs = [Layer(None, (), shape, {}) for shape in inputs]
         self.origin: Origin | None = None
         self._made: dict[tuple[Operator, tuple[int, ...]], Layer] = {}
 

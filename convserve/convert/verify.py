@@ -15,7 +15,7 @@ from convserve.graph import Graph
 __all__ = ["Difference", "verify"]
 
 Array: TypeAlias = npt.NDArray[np.float32]
-Predict: TypeAlias = "Callable[[Array], Mapping[str, Array]]"
+Predict: TypeAlias = "Callable[[dict[str, Array]], Mapping[str, Array]]"
 
 
 class Difference(NamedTuple):
@@ -31,7 +31,8 @@ def verify(
 ) -> list[Difference]:
     """Runs `batch` random images through the ONNX file and through `predict`.
 
-    `graph` is the converted one; `predict` takes float32 [N, C, H, W] to outputs by wire name.
+    `graph` is the converted one; `predict` takes float32 arrays by input name ([N, C, H, W], or
+    [N, F]) to outputs by wire name.
     Errors: ConversionError where ONNX Runtime is not installed, or can't run the file.
     """
     try:
@@ -44,14 +45,16 @@ def verify(
         session = onnxruntime.InferenceSession(
             os.fspath(source), options, providers=["CPUExecutionProvider"]
         )
-        (given,) = session.get_inputs()
-        fixed = given.shape[0]
-        count = fixed if isinstance(fixed, int) and fixed > 0 else batch
-        x = np.random.default_rng(seed).standard_normal((count, *graph.input_shape), np.float32)
-        last = _channels_last(given.shape, graph.input_shape)
-        fed = np.ascontiguousarray(x.transpose(0, 2, 3, 1)) if last else x
+        declared = {given.name: given.shape for given in session.get_inputs()}
+        fixed = [sizes[0] for sizes in declared.values() if isinstance(sizes[0], int)]
+        count = fixed[0] if fixed and fixed[0] > 0 else batch
+        rng = np.random.default_rng(seed)
+        x = {
+            name: rng.standard_normal((count, *shape), np.float32)
+            for name, shape in graph.inputs.items()
+        }
         names = list(graph.outputs)
-        expected = session.run(names, {given.name: fed})
+        expected = session.run(names, {name: _as_declared(x[name], declared[name]) for name in x})
     except Exception as error:  # onnxruntime's own exceptions have no public base
         detail = " ".join(str(error).split())
         raise ConversionError(f"ONNX Runtime can't run the model: {detail:.500}") from error
@@ -59,15 +62,16 @@ def verify(
     return [_difference(name, actual[name], e) for name, e in zip(names, expected, strict=True)]
 
 
-def _channels_last(declared: list[Any], shape: tuple[int, int, int]) -> bool:
-    c, h, w = shape
+def _as_declared(x: Array, declared: list[Any]) -> Array:
+    """The images with their channels last, where the ONNX model has them so."""
 
-    def fits(sizes: tuple[int, int, int]) -> bool:
-        return all(
+    def fits(sizes: tuple[int, ...]) -> bool:
+        return len(sizes) + 1 == len(declared) and all(
             not isinstance(d, int) or d == size for d, size in zip(declared[1:], sizes, strict=True)
         )
 
-    return not fits((c, h, w)) and fits((h, w, c))
+    turned = np.ascontiguousarray(x.transpose(0, 2, 3, 1)) if x.ndim == 4 else x
+    return turned if not fits(x.shape[1:]) and fits(turned.shape[1:]) else x
 
 
 def _difference(name: str, actual: Array, expected: Array) -> Difference:

@@ -7,16 +7,18 @@ select    a b d                  -> merge: x[6] -> compute -> y[6] -> split: a[2
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from convserve.errors import ShapeError
 
-__all__ = ["Batch", "Mergeable", "select"]
+__all__ = ["Batch", "Inputs", "Mergeable", "count", "select"]
 
 Array = npt.NDArray[Any]
+# Of one request: its images, or for a model with several inputs an array for each by name.
+Inputs: TypeAlias = "Array | Mapping[str, Array]"
 
 
 class Mergeable(Protocol):
@@ -55,12 +57,32 @@ def select(waiting: Iterable[Request], limit: int) -> tuple[list[Request], bool]
     return chosen, False
 
 
-class Batch:
-    """Arrays [n_i, …] of equal dtype and trailing shape as one array [sum of n_i, …], and back."""
+def count(x: Inputs) -> int:
+    """The number of images."""
+    return len(next(iter(x.values()))) if isinstance(x, Mapping) else len(x)
 
-    def __init__(self, arrays: Sequence[Array]) -> None:
-        if not arrays:
+
+class Batch:
+    """Arrays [n_i, …] of equal dtype and trailing shape as one array [sum of n_i, …], and back.
+
+    With several inputs: dicts of such arrays, all of n_i images, as one dict.
+    """
+
+    def __init__(self, requests: Sequence[Inputs]) -> None:
+        if not requests:
             raise ShapeError("a batch needs at least one array")
+        first = requests[0]
+        if isinstance(first, Mapping):
+            for name in first:
+                self._check([x[name] for x in requests if isinstance(x, Mapping)])
+        else:
+            self._check([x for x in requests if not isinstance(x, Mapping)])
+        self._requests = requests
+        self._counts = [count(x) for x in requests]
+        self.size = sum(self._counts)
+
+    @staticmethod
+    def _check(arrays: Sequence[Array]) -> None:
         first = arrays[0]
         for array in arrays:
             if array.ndim == 0 or array.shape[1:] != first.shape[1:] or array.dtype != first.dtype:
@@ -68,15 +90,19 @@ class Batch:
                     f"arrays of one batch must agree in dtype and in all sizes but the first: "
                     f"got {array.dtype}{list(array.shape)} beside {first.dtype}{list(first.shape)}"
                 )
-        self._arrays = arrays
-        self.size = sum(len(array) for array in arrays)
 
-    def merge(self) -> Array:
-        """The batch; a single array is passed on without a copy."""
-        return self._arrays[0] if len(self._arrays) == 1 else np.concatenate(self._arrays)
+    def merge(self) -> Inputs:
+        """The batch; a single request is passed on without a copy."""
+        first = self._requests[0]
+        if len(self._requests) == 1:
+            return first
+        if isinstance(first, np.ndarray):
+            return np.concatenate(self._requests)  # type: ignore[arg-type]
+        parts: list[Any] = list(self._requests)
+        return {name: np.concatenate([x[name] for x in parts]) for name in first}
 
     def split(self, outputs: Mapping[str, Array]) -> list[dict[str, Array]]:
-        """Each request's own rows of every output, as views, in the order of the arrays."""
+        """Each request's own rows of every output, as views, in the order of the requests."""
         for name, output in outputs.items():
             if output.ndim == 0 or len(output) != self.size:
                 raise ShapeError(
@@ -84,8 +110,8 @@ class Batch:
                 )
         results: list[dict[str, Array]] = []
         start = 0
-        for array in self._arrays:
-            end = start + len(array)
+        for images in self._counts:
+            end = start + images
             results.append({name: output[start:end] for name, output in outputs.items()})
             start = end
         return results

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterable, Mapping, Sequence
 from math import ceil
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,7 @@ import numpy.typing as npt
 from convserve import model_file
 from convserve.errors import ModelFileError, ShapeError, UnknownNameError
 from convserve.graph import Graph
+from convserve.graph.layers import Shape
 from convserve.images import ImageSource, to_pixels
 from convserve.kernels._arguments import integer
 from convserve.kernels._cores import usable_cores
@@ -26,6 +27,7 @@ from convserve.preprocessing import Preprocessing
 __all__ = ["Model", "load", "newest_version", "top_k"]
 
 Array = npt.NDArray[np.float32]
+Inputs: TypeAlias = "npt.NDArray[Any] | Mapping[str, npt.NDArray[Any]] | Sequence[npt.NDArray[Any]]"
 # Plans for other outputs than the model's own, kept at a time.
 MAX_PLANS = 16
 # Images a thread up to which plans that may depend on the batch are told apart.
@@ -80,13 +82,18 @@ class Model:
         return cls(file, name=name, threads=threads, times=times)
 
     @property
+    def inputs(self) -> dict[str, Shape]:
+        """The input tensors by their names on the wire: (C, H, W) or (F,) of one image each."""
+        return self.graph.inputs
+
+    @property
     def input_name(self) -> str:
-        """The input tensor's name on the wire."""
+        """The (first) input tensor's name on the wire."""
         return self.graph.input_name
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of one image."""
+        """(C, H, W) of one image, of the first input."""
         return self.graph.input_shape
 
     @property
@@ -94,15 +101,14 @@ class Model:
         """The output tensors' names on the wire."""
         return tuple(self.graph.outputs)
 
-    def predict(
-        self, x: npt.NDArray[Any], outputs: Sequence[str] | None = None
-    ) -> Array | dict[str, Array]:
+    def predict(self, x: Inputs, outputs: Sequence[str] | None = None) -> Array | dict[str, Array]:
         """Runs a batch of images, float32 or uint8 [N, C, H, W], N from 0 on.
 
         float32 is taken as already normalised; uint8 is raw pixels, 0 to 255, and gets the model's
-        mean and std. Returns the graph's output, such as float32[N, classes]; for a graph with
-        several outputs, or where `outputs` names layers ("conv1", "pool1", "logits"), a dict of
-        arrays by these names.
+        mean and std. A model with several inputs takes a dict of arrays by name, or a list of them
+        in the order of `inputs`, of equal N. Returns the graph's output, such as
+        float32[N, classes]; for a graph with several outputs, or where `outputs` names layers
+        ("conv1", "pool1", "logits"), a dict of arrays by these names.
 
         Raises ShapeError and TypeError for an x that does not fit, UnknownNameError for an output
         that does not exist.
@@ -110,8 +116,8 @@ class Model:
         wire = self.graph.outputs if outputs is None else None
         names = list(wire) if wire is not None else _names(outputs)
         asked = [self.graph.resolve(name) for name in names]
-        x = self._checked(x)
-        results = self._plan(tuple(asked), len(x)).run(x, self.threads)
+        given = self._checked_inputs(x)
+        results = self._plan(tuple(asked), len(given[0])).run(given, self.threads)
         if outputs is None and len(results) == 1:
             return results[0]
         return dict(zip(names, results, strict=True))
@@ -126,6 +132,11 @@ class Model:
         """
         if isinstance(images, (str, bytes, os.PathLike, np.ndarray)):
             raise TypeError("images must be a list of images; for a single one give [image]")
+        if len(self.inputs) > 1:
+            raise ShapeError(
+                f"model {self.name!r} has the inputs {list(self.inputs)}; classify needs a model "
+                "with one: use predict"
+            )
         preprocessing = self._needed_preprocessing("classify")
         pixels = [to_pixels(image, preprocessing) for image in images]
         if not pixels:
@@ -159,18 +170,56 @@ class Model:
                     self._plans[key] = plan
         return plan
 
-    def _checked(self, x: npt.NDArray[Any]) -> Array:
+    def _checked_inputs(self, x: Any) -> list[Array]:
+        """One array for each input, in the graph's order."""
+        inputs = self.graph.inputs
+        if len(inputs) == 1 and not isinstance(x, Mapping):
+            return [self._checked(x, "x", self.graph.input_shape)]
+        if isinstance(x, Mapping):
+            for what, names in (
+                ("lacks", [name for name in inputs if name not in x]),
+                ("has the unknown", [name for name in x if name not in inputs]),
+            ):
+                if names:
+                    raise ShapeError(
+                        f"x {what} input {names[0]!r:.80}: model {self.name!r} has the inputs "
+                        f"{list(inputs)}"
+                    )
+            given = [x[name] for name in inputs]
+        elif isinstance(x, np.ndarray) or not isinstance(x, Sequence):
+            raise TypeError(
+                f"x must be a dict or a list of arrays for the inputs {list(inputs)}, got "
+                f"{type(x).__name__}"
+            )
+        elif len(x) != len(inputs):
+            raise ShapeError(
+                f"x must have {len(inputs)} arrays, one for each of {list(inputs)}, got {len(x)}"
+            )
+        else:
+            given = list(x)
+        checked = [
+            self._checked(array, f"input {name!r}", shape)
+            for array, (name, shape) in zip(given, inputs.items(), strict=True)
+        ]
+        counts = {name: len(array) for name, array in zip(inputs, checked, strict=True)}
+        if len(set(counts.values())) > 1:
+            raise ShapeError(f"all inputs must have the same N, got {counts}")
+        return checked
+
+    def _checked(self, x: Any, what: str, shape: Shape) -> Array:
         if not isinstance(x, np.ndarray):
-            raise TypeError(f"x must be a numpy array, got {type(x).__name__}")
+            raise TypeError(f"{what} must be a numpy array, got {type(x).__name__}")
         if x.dtype not in (np.float32, np.uint8):
             raise TypeError(
-                f"x must be float32 (normalised) or uint8 (raw pixels), got {x.dtype}; "
+                f"{what} must be float32 (normalised) or uint8 (raw pixels), got {x.dtype}; "
                 "convert it with x.astype(numpy.float32)"
             )
-        if x.shape[1:] != self.input_shape or x.ndim != 4:
-            hint = "; for one image give x[None]" if x.shape == self.input_shape else ""
-            expected = ", ".join(map(str, self.input_shape))
-            raise ShapeError(f"x must have the shape [N, {expected}], got {list(x.shape)}{hint}")
+        if x.shape[1:] != shape or x.ndim != len(shape) + 1:
+            hint = "; for one image give x[None]" if x.shape == shape else ""
+            expected = ", ".join(map(str, shape))
+            raise ShapeError(
+                f"{what} must have the shape [N, {expected}], got {list(x.shape)}{hint}"
+            )
         if x.dtype == np.uint8:
             x = self._needed_preprocessing("predict with uint8 pixels").normalise(x)
         return np.ascontiguousarray(x if x.flags.aligned else x.copy())

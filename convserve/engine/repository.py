@@ -86,7 +86,8 @@ class ModelRepository:
             times = tuning.find(found.path, loaded.graph)
             model = Model.from_file(loaded, name=found.name, threads=threads, times=times)
             for size in sorted({1, batching.max_batch_size}):
-                model.predict(np.zeros((size, *model.input_shape), np.float32))
+                shapes = {name: (size, *shape) for name, shape in model.inputs.items()}
+                model.predict({name: np.zeros(s, np.float32) for name, s in shapes.items()})
             scheduler = BatchScheduler(model, batching, name=found.name)
             models[found.name] = ServedModel(found.name, found.version, model, scheduler)
             seconds = time.monotonic() - started

@@ -18,9 +18,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
 import numpy.typing as npt
 
-from convserve.engine.batch import Batch, select
+from convserve.engine.batch import Batch, Inputs, count, select
 from convserve.engine.statistics import Statistics
 from convserve.errors import (
     CancelledError,
@@ -43,7 +44,7 @@ class Predictor(Protocol):
     def output_names(self) -> Sequence[str]: ...
 
     def predict(
-        self, x: Array, outputs: Sequence[str] | None = None
+        self, x: Inputs, outputs: Sequence[str] | None = None
     ) -> Array | Mapping[str, Array]: ...
 
 
@@ -65,10 +66,11 @@ class Batching:
 
 
 class Request:
-    """One caller's images [N, C, H, W] on their way; ends once: answered, failed or abandoned.
+    """One caller's images on their way; ends once: answered, failed or abandoned.
 
-    `deadline` is a reading of `time.monotonic()`. `cancel()` may be called from any thread, before,
-    while and after the request runs.
+    `x`: [N, C, H, W], or for a model with several inputs arrays by name. `deadline` is a
+    reading of `time.monotonic()`. `cancel()` may be called from any thread, before, while and
+    after the request runs.
     """
 
     __slots__ = (
@@ -84,12 +86,13 @@ class Request:
     )
 
     def __init__(
-        self, x: Array, *, outputs: Sequence[str] | None = None, deadline: float | None = None
+        self, x: Inputs, *, outputs: Sequence[str] | None = None, deadline: float | None = None
     ) -> None:
         self.x = x
         self.outputs = None if outputs is None else tuple(outputs)
         self.deadline = deadline
-        self.key = (x.dtype, self.outputs)
+        dtypes = x.dtype if isinstance(x, np.ndarray) else tuple(v.dtype for v in x.values())
+        self.key = (dtypes, self.outputs)
         self.arrival = time.monotonic_ns()
         self._lock = threading.Lock()
         self._ended = threading.Lock()  # held until the end: the cheapest event there is
@@ -100,7 +103,7 @@ class Request:
     @property
     def size(self) -> int:
         """The number of images."""
-        return len(self.x)
+        return count(self.x)
 
     @property
     def done(self) -> bool:
@@ -323,7 +326,7 @@ class BatchScheduler:
         for request, result in zip(requests, results, strict=True):
             request.finish(result)
 
-    def _predict(self, x: Array, names: tuple[str, ...] | None) -> Mapping[str, Array]:
+    def _predict(self, x: Inputs, names: tuple[str, ...] | None) -> Mapping[str, Array]:
         result = self.model.predict(x) if names is None else self.model.predict(x, outputs=names)
         if isinstance(result, Mapping):
             return result

@@ -1,10 +1,12 @@
-"""The graph: named layers over one image, checked as they are added.
+"""The graph: named layers over an image (or several inputs), checked as they are added.
 
     g = Graph((1, 28, 28))
     g.add(layers.Conv2d(8, 3))             # "conv1"; its input is the node added last
     skip = g.add(layers.ReLU())            # "relu1"
     g.add(layers.Conv2d(8, 3, padding=1))
     g.add(layers.Add(), "conv2", skip)
+
+    g.add_input("age", (1,))               # a second input, beside the image
 
 A node can only name what was added before it, so the order of adding is topological and there are
 no cycles.
@@ -31,6 +33,7 @@ __all__ = ["MAX_ELEMENTS", "Graph", "Node"]
 # Of one array: indices are 32-bit in the kernels.
 MAX_ELEMENTS = 2**31 - 1
 MAX_NODES = 10_000
+MAX_INPUTS = 256
 MAX_NAME = 255
 # Layer names are member names of a model file, so they must be safe as file names too. Dots are
 # allowed, since parameter names have none: "block1.conv.weight" splits at the last one only.
@@ -49,7 +52,7 @@ class Node:
 
 
 class Graph:
-    """A directed acyclic graph of layers over an image of (C, H, W).
+    """A directed acyclic graph of layers over an image of (C, H, W), and more inputs if need be.
 
     Errors name the layer and the rule: ShapeError where something does not fit, UnknownNameError
     for a name that does not exist, TypeError for an argument of a wrong type.
@@ -63,11 +66,33 @@ class Graph:
         _check_elements((c, h, w), "input_shape")
         self.input_name = input_name
         self.input_shape = (c, h, w)
+        self._inputs: dict[str, Shape] = {input_name: (c, h, w)}
         self._nodes: dict[str, Node] = {}
         self._consumers: dict[str, list[str]] = {input_name: []}
         self._outputs: dict[str, str] = {}
         self._counts: dict[str, int] = {}
         self._last = input_name
+
+    def add_input(self, name: str, shape: Shape) -> str:
+        """Adds an input beside the first, an image (C, H, W) or a row (F,); returns its name.
+
+        All inputs have the same number of images in a call.
+        """
+        _check_wire_name(name, "an input's name")
+        if name in self._consumers:
+            raise ShapeError(f"input {name!r}: the name is taken")
+        if len(self._inputs) >= MAX_INPUTS:
+            raise ShapeError(f"a graph has at most {MAX_INPUTS} inputs")
+        if not isinstance(shape, (tuple, list)) or len(shape) not in (1, 3):
+            raise ShapeError(
+                f"input {name!r}: its shape must be (channels, height, width) or (features,), "
+                f"got {shape!r:.80}"
+            )
+        sizes = tuple(integer(size, f"the shape of input {name!r}", 1) for size in shape)
+        _check_elements(sizes, f"input {name!r}")
+        self._inputs[name] = sizes
+        self._consumers[name] = []
+        return name
 
     def add(self, op: Operator, *inputs: str, name: str | None = None) -> str:
         """Adds a layer and returns its name.
@@ -111,6 +136,11 @@ class Graph:
         self._outputs[name] = node
 
     @property
+    def inputs(self) -> dict[str, Shape]:
+        """The inputs' shapes, without the batch axis, by name; the first is `input_name`."""
+        return dict(self._inputs)
+
+    @property
     def nodes(self) -> tuple[Node, ...]:
         """The layers in topological order."""
         return tuple(self._nodes.values())
@@ -132,22 +162,23 @@ class Graph:
             ) from None
 
     def shape(self, name: str) -> Shape:
-        """The shape, without the batch axis, of a layer's output or of the input."""
-        return self.input_shape if name == self.input_name else self.node(name).shape
+        """The shape, without the batch axis, of a layer's output or of an input."""
+        given = self._inputs.get(name) if isinstance(name, str) else None
+        return self.node(name).shape if given is None else given
 
     def consumers(self, name: str) -> tuple[str, ...]:
-        """The layers that read this one (or the input)."""
-        if name != self.input_name:
+        """The layers that read this one (or an input)."""
+        if name not in self._inputs:
             self.node(name)
         return tuple(self._consumers[name])
 
     def resolve(self, name: str) -> str:
         """The layer (or the input) that a user's name means.
 
-        That is a layer's own name, the input's, an output's wire name, or "logits": what feeds
+        That is a layer's own name, an input's, an output's wire name, or "logits": what feeds
         the final softmax.
         """
-        if name == self.input_name or name in self._nodes:
+        if name in self._inputs or name in self._nodes:
             return name
         outputs = self.outputs
         if name in outputs:
@@ -182,8 +213,9 @@ class Graph:
 
     def to_dict(self) -> dict[str, Any]:
         """The graph as JSON values; `from_dict` is the inverse."""
+        inputs = [{"name": name, "shape": list(shape)} for name, shape in self._inputs.items()]
         return {
-            "input": {"name": self.input_name, "shape": list(self.input_shape)},
+            **({"input": inputs[0]} if len(inputs) == 1 else {"inputs": inputs}),
             "nodes": [
                 {
                     "name": node.name,
@@ -204,9 +236,16 @@ class Graph:
         UnknownNameError) that names it. Nothing is allocated by the sizes in it.
         """
         try:
-            top = _fields(data, "graph", input=dict, nodes=list, outputs=dict)
-            given = _fields(top["input"], "graph input", name=str, shape=list)
-            graph = cls(tuple(given["shape"]), input_name=given["name"])
+            several = isinstance(data, Mapping) and "inputs" in data
+            inputs: dict[str, type] = {"inputs": list} if several else {"input": dict}
+            top = _fields(data, "graph", **inputs, nodes=list, outputs=dict)
+            entries = top["inputs"] if several else [top["input"]]
+            if not entries:
+                raise ShapeError("the graph has no inputs")
+            given = [_fields(entry, "graph input", name=str, shape=list) for entry in entries]
+            graph = cls(tuple(given[0]["shape"]), input_name=given[0]["name"])
+            for more in given[1:]:
+                graph.add_input(more["name"], tuple(more["shape"]))
             if not top["nodes"]:
                 raise ShapeError("the graph has no layers")
             for place, entry in enumerate(top["nodes"]):
@@ -241,7 +280,8 @@ class Graph:
     __hash__ = None  # type: ignore[assignment]  # a graph can be added to
 
     def __repr__(self) -> str:
-        return f"<Graph {self.input_shape} -> {len(self._nodes)} layers -> {self.outputs}>"
+        inputs = self.input_shape if len(self._inputs) == 1 else self._inputs
+        return f"<Graph {inputs} -> {len(self._nodes)} layers -> {self.outputs}>"
 
     def _names(self) -> str:
         names = list(self._nodes)

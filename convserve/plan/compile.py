@@ -2,7 +2,7 @@
 
 Between the layers images lie blocked, 16 (8, 4) channels together. A convolution's padding is a
 halo of zeros around its input, and whoever makes the input leaves room for it. The network's own
-input is read as NCHW where a convolution of few channels or an affine layer comes first.
+inputs are read as NCHW where a convolution of few channels or an affine layer comes first.
 """
 
 from __future__ import annotations
@@ -81,14 +81,15 @@ class _Compiler:
         self.packed = packed
         self.parts: list[PlanStep] = []
         self.values: dict[str, Value] = {}
-        # The input as the layers that read it want it: "planar" with a halo, or "blocked".
-        self.copies: dict[str, Value] = {}
+        self.shapes = {name: image_shape(shape) for name, shape in graph.inputs.items()}
+        # An input as layers that read it want it: planar with a halo, or blocked.
+        self.copies: dict[tuple[str, bool], Value] = {}
 
     def run(self) -> Executor:
         self.groups = groups = self.group_steps()
         self.executor = executor = Executor(groups, self.work())
         self.lay_out(groups, executor.block)
-        self.external = executor.input(*self.graph.input_shape)
+        self.external = {name: executor.input(*shape) for name, shape in self.shapes.items()}
         values = list(self.values.values())
         every = [*self.copies.values(), *(v for v in values if v.inside is None)]
         for value in every:
@@ -100,8 +101,8 @@ class _Compiler:
             if value.inside is not None:
                 outer = self.values[value.inside].tensor
                 value.tensor = executor.part(outer, value.block, value.shape[0])
-        for copy in self.copies.values():
-            executor.stage(copy.made_at, self.external, copy.tensor)
+        for (name, _), copy in self.copies.items():
+            executor.stage(copy.made_at, self.external[name], copy.tensor)
             self.note_copy("input", prod(copy.shape), (True, copy.planar), copy.level)
         for level, step in zip(self.levels, self.steps.steps, strict=True):
             source = self.source(step.inputs[0], step, level)
@@ -113,8 +114,9 @@ class _Compiler:
             part = PlanStep.of(step, self.steps.shapes, macs, kernel, planar, groups[level], added)
             self.parts.append(part)
         for name in self.asked:
-            made = self.values.get(self.steps.outputs[name])
-            tensor, level = (made.tensor, made.level) if made else (self.external, 0)
+            behind = self.steps.outputs[name]
+            made = self.values.get(behind)
+            tensor, level = (made.tensor, made.level) if made else (self.external[behind], 0)
             executor.output(level, tensor, self.graph.shape(name))
             self.note_copy("output", prod(self.graph.shape(name)), (made is None, True), level)
         return executor
@@ -164,7 +166,7 @@ class _Compiler:
     def lay_out(self, groups: list[int], block: int) -> None:
         """Each value's halo, lifetime and number of images, and which lie in one tensor.
 
-        Time 0 is the staging of the input.
+        Time 0 is the staging of the inputs.
         """
         for now, (level, step) in enumerate(zip(self.levels, self.steps.steps, strict=True), 1):
             self.values[step.name] = Value(image_shape(step.shape), level, now, now, level=level)
@@ -178,8 +180,8 @@ class _Compiler:
                 # written out at its own level, after all that level's steps
                 asked.last = len(self.steps.steps) + 1
         share(self.steps, self.values, groups, block)
-        for copy in self.copies.values():
-            self.check_size(self.graph.input_name, copy)
+        for (name, _), copy in self.copies.items():
+            self.check_size(name, copy)
         for name, value in self.values.items():
             self.check_size(name, value)
             if value.level > value.made_at:
@@ -196,16 +198,17 @@ class _Compiler:
             )
 
     def source(self, name: str, step: Step, level: int) -> Value | None:
-        """The value that a step reads; None for the network's input read in place."""
-        if name != self.graph.input_name:
+        """The value that a step reads; None for an input of the network read in place."""
+        if name not in self.shapes:
             return self.values[name]
+        shape = self.shapes[name]
         planar = isinstance(step.op, layers.Affine) or (
-            isinstance(step.op, layers.Conv2d) and self.graph.input_shape[0] < PLANAR_CHANNELS
+            isinstance(step.op, layers.Conv2d) and shape[0] < PLANAR_CHANNELS
         )
         if planar and (isinstance(step.op, layers.Affine) or self.halo(step) == NO_HALO):
             return None
-        new = Value(self.graph.input_shape, level, 0, 0, planar=planar, level=level)
-        return self.copies.setdefault("planar" if planar else "blocked", new)
+        new = Value(shape, level, 0, 0, planar=planar, level=level)
+        return self.copies.setdefault((name, planar), new)
 
     def read(self, value: Value | None, level: int, now: int, halo: Halo) -> None:
         if value is not None:
@@ -224,7 +227,10 @@ class _Compiler:
     def emit(self, level: int, step: Step, kernel: Kernel) -> None:
         op, executor = step.op, self.executor
         sources = [self.source(name, step, level) for name in step.inputs]
-        x = [self.external if source is None else source.tensor for source in sources]
+        x = [
+            self.external[name] if source is None else source.tensor
+            for name, source in zip(step.inputs, sources, strict=True)
+        ]
         y = self.values[step.name].tensor
         shape = self.steps.shapes[step.inputs[0]]
         match op:

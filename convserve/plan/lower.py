@@ -67,7 +67,7 @@ class Steps:
 
 
 def lower(graph: Graph, params: Mapping[str, Array], outputs: list[str]) -> Steps:
-    """The steps that compute the layers named in `outputs` (the input's name is allowed too)."""
+    """The steps that compute the layers named in `outputs` (an input's name is allowed too)."""
     return _Lowering(graph, params, outputs).run()
 
 
@@ -78,7 +78,7 @@ class _Lowering:
         self.alias: dict[str, str] = {}  # a layer that computes nothing -> the value it stands for
         self.outputs = set(outputs)
         self.readers: dict[str, list[Node]] = {}
-        self.shapes: dict[str, Shape] = {graph.input_name: graph.input_shape}
+        self.shapes: dict[str, Shape] = graph.inputs
         self.kept: set[str] = set()
         self.find_aliases()
         self.asked = {output: self.value(output) for output in outputs}
@@ -128,7 +128,7 @@ class _Lowering:
 
     def run(self) -> Steps:
         steps: list[Step] = []
-        done: set[str] = {self.graph.input_name}  # values made so far
+        done = set(self.graph.inputs)  # values made so far
         fused: set[str] = set()  # layers that an earlier step computes
         for node in self.nodes:
             if node.name in self.alias or node.name in fused:
@@ -224,7 +224,7 @@ class _Lowering:
 
     def with_padding(self, op: layers.Conv2d, source: str) -> layers.Conv2d:
         """The convolution with the zeros of a Pad before it."""
-        if source not in self.alias or source == self.graph.input_name:
+        if source not in self.alias:
             return op
         pad = self.graph.node(source).op
         if not isinstance(pad, layers.Pad):
@@ -242,10 +242,10 @@ class _Lowering:
         if operands[0] == operands[1]:
             return
         other = operands[1] if operands[0] == step.name else operands[0]
-        # The network's input lies unblocked, without a halo of its own.
+        # An input of the network lies unblocked, without a halo of its own.
         if (
             other in done
-            and other != self.graph.input_name
+            and other not in self.graph.inputs
             and image_shape(self.shapes[other]) == image_shape(step.shape)
         ):
             step.residual = other

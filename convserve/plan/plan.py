@@ -92,11 +92,16 @@ class Plan:
         """Memory for the values between the layers, a thread."""
         return int(self._executor.arena_bytes)
 
-    def run(self, x: Array, threads: int = 1) -> list[Array]:
-        """x: float32[N, C, H, W], C-contiguous. Returns new arrays, one for each output."""
-        return self._executor.run(x, threads)
+    def run(self, x: Array | Sequence[Array], threads: int = 1) -> list[Array]:
+        """x: float32[N, C, H, W], C-contiguous; with several inputs, one such array for each.
 
-    def profile(self, x: Array, threads: int = 1, runs: int = 9) -> npt.NDArray[np.float64]:
+        Returns new arrays, one for each output.
+        """
+        return self._executor.run([x] if isinstance(x, np.ndarray) else x, threads)
+
+    def profile(
+        self, x: Array | Sequence[Array], threads: int = 1, runs: int = 9
+    ) -> npt.NDArray[np.float64]:
         """Seconds of each of `parts` in a call: float64[runs, parts], one row a call.
 
         Where threads work on different images, the mean of theirs.
@@ -104,7 +109,7 @@ class Plan:
         seconds = np.empty((runs, len(self.parts)))
         for run in range(runs):
             spent = np.zeros((threads, self._executor.operations), np.int64)
-            self._executor.run(x, threads, spent)
+            self._executor.run([x] if isinstance(x, np.ndarray) else x, threads, spent)
             busy = max(1, np.count_nonzero(spent.sum(axis=1)))
             for i, part in enumerate(self.parts):
                 seconds[run, i] = (

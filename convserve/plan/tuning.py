@@ -80,7 +80,7 @@ def _shortest(
 ) -> list[npt.NDArray[np.float64]]:
     """Nanoseconds of each step of each plan."""
     rng = np.random.default_rng(0)
-    x = rng.standard_normal((images, *graph.input_shape), dtype=np.float32)
+    x = [rng.standard_normal((images, *s), dtype=np.float32) for s in graph.inputs.values()]
     best = [np.full(len(plan.parts), np.inf) for plan in plans]
     end, rounds = time.monotonic() + seconds, 0
     while rounds < FEWEST_ROUNDS or time.monotonic() < end:

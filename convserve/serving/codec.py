@@ -35,79 +35,101 @@ class Wanted(NamedTuple):
     classes: int = 0
 
 
-def read_input(served: ServedModel, message: Any) -> Array | list[bytes]:
+def read_input(served: ServedModel, message: Any) -> Array | dict[str, Array] | list[bytes]:
     """The images of a ModelInferRequest.
 
     float32[N, C, H, W] (normalised), uint8[N, C, H, W] (raw pixels) or N encoded images, with
-    1 <= N <= the model's largest batch. Arrays are read-only views on the message where possible.
+    1 <= N <= the model's largest batch; for a model with several inputs one array for each by
+    name. Arrays are read-only views on the message where possible.
     """
-    tensor = _only_input(served, message)
+    places = _checked_inputs(served, message)
+    shapes = served.model.inputs
+    read = {name: _read_tensor(served, message, places[name], shapes[name]) for name in shapes}
+    if len(read) == 1:
+        return next(iter(read.values()))
+    arrays = {name: value for name, value in read.items() if isinstance(value, np.ndarray)}
+    sizes = {name: len(array) for name, array in arrays.items()}
+    if len(set(sizes.values())) > 1:
+        shown = ", ".join(f"{_shown(name)}: {size}" for name, size in sizes.items())
+        raise InvalidRequestError(
+            f"all inputs must have the same batch-size for model '{served.name}', got {shown}"
+        )
+    return arrays
+
+
+def _read_tensor(
+    served: ServedModel, message: Any, place: int, dims: tuple[int, ...]
+) -> Array | list[bytes]:
+    """Input number `place` of the message, whose images have the sizes `dims`."""
+    tensor = message.inputs[place]
     what = f"input '{tensor.name}' for model '{served.name}'"
     allowed = input_datatypes(served.model)
     if tensor.datatype not in allowed:
         raise InvalidRequestError(
             f"unexpected datatype {_shown(tensor.datatype)} for {what}: expected {_names(allowed)}"
         )
-    shape = _checked_shape(served, tensor, what)
-    raw = message.raw_input_contents
-    if raw and tensor.contents.ByteSize():
+    shape = _checked_shape(served, tensor, dims, what)
+    raw = message.raw_input_contents[place] if message.raw_input_contents else None
+    if raw is not None and tensor.contents.ByteSize():
         raise InvalidRequestError(
             f"contents field must not be specified when using raw_input_contents for {what}"
         )
     try:
         if tensor.datatype == "BYTES":
-            if raw:
-                return tensors.decode_bytes(raw[0], shape[0])
+            if raw is not None:
+                return tensors.decode_bytes(raw, shape[0])
             return list(tensors.from_contents("BYTES", shape, tensor.contents).flat)
-        if not raw:
+        if raw is None:
             return tensors.from_contents(tensor.datatype, shape, tensor.contents)
     except ValueError as error:
         raise InvalidRequestError(f"{what}: {error}") from None
     dtype = _DTYPES[tensor.datatype]
     expected = math.prod(shape) * dtype.itemsize
-    if len(raw[0]) != expected:
+    if len(raw) != expected:
         raise InvalidRequestError(
-            f"input byte size mismatch for {what}. Expected {expected}, got {len(raw[0])}"
+            f"input byte size mismatch for {what}. Expected {expected}, got {len(raw)}"
         )
-    return np.frombuffer(raw[0], dtype).reshape(shape)
+    return np.frombuffer(raw, dtype).reshape(shape)
 
 
-def _only_input(served: ServedModel, message: Any) -> Any:
-    """The model's one input tensor, in one form."""
+def _checked_inputs(served: ServedModel, message: Any) -> dict[str, int]:
+    """Where each of the model's inputs is in the message: all of them, in one form, no others."""
     inputs, raw = message.inputs, message.raw_input_contents
-    expected = served.model.input_name
-    if len(inputs) != 1 or inputs[0].name != expected:
-        got = [tensor.name for tensor in inputs]
+    expected = list(served.model.inputs)
+    got = [tensor.name for tensor in inputs]
+    if len(got) != len(expected) or set(got) != set(expected):
         counts = Counter(got)
         faults = [
-            f"expected 1 inputs but got {len(got)} inputs for model '{served.name}'",
-            f"expected ['{expected}'], got {_names(got)}",
+            f"expected {len(expected)} inputs but got {len(got)} inputs for model '{served.name}'",
+            f"expected {_names(expected)}, got {_names(got)}",
         ]
-        if expected not in counts:
-            faults.append(f"missing ['{expected}']")
-        if extra := [name for name in counts if name != expected]:
+        if missing := [name for name in expected if name not in counts]:
+            faults.append(f"missing {_names(missing)}")
+        if extra := [name for name in counts if name not in expected]:
             faults.append(f"unexpected {_names(extra)}")
         if twice := [name for name, count in counts.items() if count > 1]:
             faults.append(f"given more than once {_names(twice)}")
         raise InvalidRequestError("; ".join(faults))
-    if _SHARED_MEMORY in inputs[0].parameters:
-        raise InvalidRequestError(f"input '{expected}': shared memory is not enabled")
-    if raw and len(raw) != 1:
+    for tensor in inputs:
+        if _SHARED_MEMORY in tensor.parameters:
+            raise InvalidRequestError(f"input '{tensor.name}': shared memory is not enabled")
+    if raw and len(raw) != len(inputs):
         raise InvalidRequestError(
             f"raw_input_contents must have one entry an input for model '{served.name}'. "
-            f"Expected 1, got {len(raw)}"
+            f"Expected {len(inputs)}, got {len(raw)}"
         )
-    return inputs[0]
+    return {name: place for place, name in enumerate(got)}
 
 
-def _checked_shape(served: ServedModel, tensor: Any, what: str) -> tuple[int, ...]:
+def _checked_shape(
+    served: ServedModel, tensor: Any, dims: tuple[int, ...], what: str
+) -> tuple[int, ...]:
     sizes = tensor.shape
     if tensor.datatype == "BYTES":
         fits = len(sizes) in (1, 2) and list(sizes[1:]) in ([], [1])
         expected = "[-1] or [-1,1]"
     else:
-        dims = served.model.input_shape
-        fits = len(sizes) == len(dims) + 1 and tuple(sizes[1:]) == tuple(dims)
+        fits = len(sizes) == len(dims) + 1 and tuple(sizes[1:]) == dims
         expected = _shape([-1, *dims])
     if not fits:
         raise InvalidRequestError(

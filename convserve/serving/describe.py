@@ -32,7 +32,10 @@ def metadata(served: ServedModel) -> Any:
         name=served.name,
         versions=[served.version],
         platform=PLATFORM,
-        inputs=[tensor(name=model.input_name, datatype="FP32", shape=[-1, *model.input_shape])],
+        inputs=[
+            tensor(name=name, datatype="FP32", shape=[-1, *shape])
+            for name, shape in model.inputs.items()
+        ],
         outputs=[
             tensor(name=name, datatype="FP32", shape=[-1, *shape])
             for name, shape in _output_shapes(model).items()
@@ -61,11 +64,16 @@ def config(served: ServedModel) -> Any:
         max_batch_size=batching.max_batch_size,
         input=[
             protocol.ModelInput(
-                name=model.input_name,
+                name=name,
                 data_type=fp32,
-                format=protocol.ModelInput.FORMAT_NCHW,
-                dims=model.input_shape,
+                format=(
+                    protocol.ModelInput.FORMAT_NCHW
+                    if len(shape) == 3
+                    else protocol.ModelInput.FORMAT_NONE
+                ),
+                dims=shape,
             )
+            for name, shape in model.inputs.items()
         ],
         output=[
             protocol.ModelOutput(name=name, data_type=fp32, dims=shape)

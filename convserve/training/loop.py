@@ -267,6 +267,8 @@ class _Run:
 
 
 def _check_fit(graph: Graph, dataset: Dataset, config: TrainConfig) -> None:
+    if len(graph.inputs) > 1:
+        raise ShapeError(f"training takes graphs of one input, this has {list(graph.inputs)}")
     if graph.input_shape != dataset.input_shape:
         raise ShapeError(
             f"the graph takes images of {graph.input_shape} (channels, height, width), "

@@ -11,13 +11,13 @@ typedef struct cs_pace {
     _Atomic int32_t interval;       /* between the last trials */
 } cs_pace;
 
-/* n images x float32[n][C][H][W] -> results[i] float32[n][...]. arenas: one a thread.
+/* n images, inputs[i] float32[n][...] -> results[i] float32[n][...]. arenas: one a thread.
  * spent: int64[threads][op_count], to which each thread adds the nanoseconds that it spent on each
  * operation, or NULL.
  *
  * Throughput: each thread takes a share of the batch through the whole plan, and nobody waits.
  * Latency: for a single image the threads share each operation. */
-void cs_plan_run(const cs_plan *plan, cs_pace *pace, int64_t n, const float *x,
+void cs_plan_run(const cs_plan *plan, cs_pace *pace, int64_t n, const float *const *inputs,
                  float *const *results, float *const *arenas, int threads, int64_t *spent);
 
 #endif

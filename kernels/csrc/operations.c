@@ -20,8 +20,8 @@ static span share(const cs_task *task, int64_t total) {
 /* the first pixel, behind the halo, of image i (counted in the batch) */
 static float *pixels(const cs_task *task, int tensor, int64_t i) {
     const cs_tensor *t = &task->plan->tensors[tensor];
-    if (t->offset < 0)   /* the input, which is only read */
-        return (float *)task->x + i * t->image;
+    if (t->offset < 0)   /* an input, which is only read */
+        return (float *)task->inputs[-1 - t->offset] + i * t->image;
     return task->arena + t->offset + (i - task->group_start[t->level]) * t->image +
            t->top * t->row + t->left * t->px;
 }

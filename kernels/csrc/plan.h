@@ -37,7 +37,7 @@ typedef struct cs_tensor {
     int32_t planar;
     int32_t level;                      /* it holds the images of a group of this level */
     int64_t px, row, plane, image;      /* steps, in floats */
-    int64_t offset;                     /* of its first float in the arena; -1: the plan's input */
+    int64_t offset;                     /* of its first float in the arena; -1 - i: the plan's input i */
 } cs_tensor;
 
 /* A convolution, and the pooling that is done on strips of its rows before they are stored. */
@@ -111,7 +111,7 @@ struct cs_barrier;
  * on, shared with `size` - 1 other threads. */
 typedef struct cs_task {
     const cs_plan *plan;
-    const float *x;                 /* the batch */
+    const float *const *inputs;     /* the batch */
     float *const *results;
     float *arena;                   /* of all threads that share the images */
     float *scratch, *shared_scratch; /* this thread's own, and that of rank 0 */

@@ -156,7 +156,7 @@ def test_a_call_that_fails_ends_the_measurement() -> None:
             raise ValueError("broken")
 
     with pytest.raises(ValueError, match="broken"):
-        measure(call, np.zeros((1, 1), np.float32), 1, 2, 60)
+        measure(call, np.zeros((1, 1), np.float32), 1, 1, 2, 60)
 
 
 def test_the_histogram_shows_every_bin_that_is_not_empty() -> None:

@@ -46,7 +46,7 @@ def test_to_npz(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
         pictures, target, "--labels", tmp_path / "labels.txt", "--preprocessing", "imagenet",
         "--input-shape", "3,32,40", "--interpolation", "bicubic",
     ) == 0  # fmt: skip
-    assert "input 3×32×40" in capsys.readouterr().out
+    assert "input x: 3×32×40" in capsys.readouterr().out
     found = load(target)
     assert found.labels == ("ant", "bee", "cat", "dog", "eel")
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -112,7 +112,7 @@ def test_json(lenet: tuple[Path, ModelFile], capsys: pytest.CaptureFixture[str])
     data = json.loads(capsys.readouterr().out)
     assert list(data) == [
         "file", "format_version", "weights_hash", "labels", "preprocessing", "provenance", "input",
-        "outputs", "layers", "totals",
+        "inputs", "outputs", "layers", "totals",
     ]  # fmt: skip
     assert data["file"] == str(path) and data["format_version"] == 1
     assert data["input"] == {"name": "input", "shape": [1, 28, 28]}

@@ -113,6 +113,10 @@ def _two_inputs(p: ModelProto) -> None:
     p.graph.input.append(helper.make_tensor_value_info("z", TensorProto.FLOAT, [1]))
 
 
+def _other_batch(p: ModelProto) -> None:
+    p.graph.input.append(helper.make_tensor_value_info("z", TensorProto.FLOAT, [2, 4]))
+
+
 def _declared(p: ModelProto) -> None:
     p.graph.output[0].CopyFrom(helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 7]))
 
@@ -144,7 +148,8 @@ def _opset(version: int) -> Callable[[ModelProto], None]:
         (_short_weight, "must have 864 bytes"),
         (_huge_padding, "'conv'"),
         (_bad_attribute, "'conv'.*'pads' has a wrong type"),
-        (_two_inputs, "2 inputs"),
+        (_two_inputs, "'z' must be images with 4 axes or rows with 2"),
+        (_other_batch, "different batch sizes: any, 2"),
         (_declared, "declared as"),
         (dims("N", 4, "h", "w"), "--input-shape"),
         (dims("N", 4, 6), "4 axes"),

@@ -26,6 +26,8 @@ def graphs(draw: st.DrawFn) -> Graph:
     """Random DAGs: each layer reads layers anywhere before it, where its rule allows."""
     sizes = st.integers(1, 9)
     g = Graph(draw(st.tuples(st.integers(1, 4), sizes, sizes)), input_name=draw(NAMES))
+    if draw(st.booleans()):
+        g.add_input(f"{g.input_name} too", draw(st.sampled_from([(3,), (2, 5, 4)])))
     small = st.integers(1, 3)
     operators = st.one_of(
         st.builds(
@@ -45,7 +47,7 @@ def graphs(draw: st.DrawFn) -> Graph:
     for _ in range(draw(st.integers(0, 12))):
         op = draw(operators)
         count = op.arity or draw(st.integers(2, 4))
-        names = [g.input_name, *(node.name for node in g.nodes)]
+        names = [*g.inputs, *(node.name for node in g.nodes)]
         inputs = draw(st.lists(st.sampled_from(names), min_size=count, max_size=count))
         try:
             g.add(op, *inputs)
@@ -134,6 +136,13 @@ def changed(**changes: Any) -> dict[str, Any]:
     return {**g.to_dict(), **changes}
 
 
+def several(*inputs: list[Any]) -> dict[str, Any]:
+    """The same with these inputs, [name, shape] each."""
+    small = changed(inputs=[{"name": name, "shape": shape} for name, shape in inputs])
+    del small["input"]
+    return small
+
+
 def node(**changes: Any) -> dict[str, Any]:
     return changed(nodes=[{**changed()["nodes"][0], **changes}])
 
@@ -151,6 +160,13 @@ def node(**changes: Any) -> dict[str, Any]:
         (changed(input={"name": "x"}), "graph input lacks the entry 'shape'"),
         (changed(input={"name": "x", "shape": [1, 2]}), "input_shape must be"),
         (changed(input={"name": "x", "shape": [1, "2", 3]}), "input_shape must be an integer"),
+        (several(), "the graph has no inputs"),
+        (several(["x", [1, 4, 4]], ["x", [3]]), "input 'x': the name is taken"),
+        (several(["x", [3]]), "input_shape must be"),
+        (several(["x", [1, 4, 4]], ["y", [3, 3]]), "input 'y': its shape must be"),
+        (several(["x", [1, 4, 4]], ["y", [0]]), "the shape of input 'y' must be from 1"),
+        (several(["x", [1, 4, 4]], *[[f"x{i}", [1]] for i in range(256)]), "at most 256 inputs"),
+        (changed(inputs=[]), "unknown entry 'input'"),
         (changed(outputs={}), "the graph has no outputs"),
         (changed(outputs={"output": "nope"}), "no layer is named 'nope'"),
         (changed(outputs={"output": ["conv1"]}), "no layer is named"),

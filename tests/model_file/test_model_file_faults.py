@@ -344,7 +344,7 @@ def set_to(*path: Any, value: Any) -> Callable[[dict[str, Any]], None]:
         (b"[" * 100_000 + b"]" * 100_000, "nested too deeply"),
         (b'{"a":' * 100_000, "nested too deeply"),
         (b"{}", "its format version must be a number from 1, got None"),
-        (set_to("version", value=2), "its format version is 2, this convserve reads up to 1"),
+        (set_to("version", value=3), "its format version is 3, this convserve reads up to 2"),
         (set_to("version", value=0), "version must be a number from 1, got 0"),
         (set_to("version", value="1"), "version must be a number from 1, got '1'"),
         (set_to("version", value=True), "version must be a number from 1, got True"),

@@ -15,7 +15,7 @@ from convserve_client._base import CLOSE_SECONDS, ClientBase, Remaining
 from convserve_client._checks import check_whole
 from convserve_client._flows import IN_FLIGHT, Ranking, Result, output_names
 from convserve_client._many import Stream, check_items
-from convserve_client._model import Array
+from convserve_client._model import Array, Inputs
 from convserve_client._requests import Request, read_answer
 from convserve_client._shared_memory import Region
 from convserve_client._steps import Call, Flow, Infer, Sleep, T
@@ -133,7 +133,7 @@ class AsyncClient(ClientBase):
 
     async def predict(
         self,
-        x: Array,
+        x: Inputs,
         model: str | None = None,
         version: str = "",
         outputs: Sequence[str] | None = None,

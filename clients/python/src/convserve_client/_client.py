@@ -15,7 +15,7 @@ from convserve_client._base import CLOSE_SECONDS, ClientBase, Remaining
 from convserve_client._checks import check_whole
 from convserve_client._flows import IN_FLIGHT, Ranking, Result, output_names
 from convserve_client._many import Stream, check_items
-from convserve_client._model import Array
+from convserve_client._model import Array, Inputs
 from convserve_client._requests import Request, read_answer
 from convserve_client._shared_memory import Region
 from convserve_client._steps import Call, Flow, Infer, Sleep, T
@@ -147,7 +147,7 @@ class Client(ClientBase):
 
     def predict(
         self,
-        x: Array,
+        x: Inputs,
         model: str | None = None,
         version: str = "",
         outputs: Sequence[str] | None = None,
@@ -159,7 +159,8 @@ class Client(ClientBase):
         Args:
             x: float32 (already normalised) or uint8 (raw pixels) [N, C, H, W], any N ≥ 0. What is
                 over the server's largest batch, or the limit of a message, goes in several
-                requests at once.
+                requests at once. For a model with several inputs: a dict of arrays [N, …] by name,
+                or a list of them in the model's order.
             outputs: names of outputs; None for all that the model declares.
 
         Returns:

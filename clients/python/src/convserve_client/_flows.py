@@ -13,7 +13,15 @@ import numpy as np
 
 from convserve_client import protocol
 from convserve_client._checks import check_name, check_whole
-from convserve_client._model import Array, ModelInfo, check_dtype, labels_of, top_k
+from convserve_client._model import (
+    Array,
+    Inputs,
+    ModelInfo,
+    check_dtype,
+    check_dtypes,
+    labels_of,
+    top_k,
+)
 from convserve_client._requests import (
     Answer,
     Request,
@@ -119,12 +127,15 @@ class Flows(ServerFlows):
             yield Call("SystemSharedMemoryRegister", region.registration())
             regions.registered(region)
 
-    def _infer_array(self, target: Target, x: Array) -> Flow[list[Answer]]:
+    def _infer_arrays(self, target: Target, inputs: dict[str, Array]) -> Flow[list[Answer]]:
         """The answers for a batch, by shared memory where that gains something."""
 
         def work(target: Target) -> Flow[list[Answer]]:
-            return (yield from self._infer(target, lambda target: target.split(x)))
+            return (yield from self._infer(target, lambda target: target.split(inputs)))
 
+        if len(inputs) > 1:
+            return (yield from work(target))
+        (x,) = inputs.values()
         rows, row_bytes = (len(x), x.nbytes // len(x)) if target.info.batched else (1, x.nbytes)
         rows_each = min(rows, target.rows_per_request(row_bytes))
         size = target.region_size(rows_each, row_bytes)
@@ -185,17 +196,17 @@ class Flows(ServerFlows):
     # ---- Calls ----
 
     def predict(
-        self, x: Array, model: str | None, version: str, outputs: Sequence[str] | None
+        self, x: Inputs, model: str | None, version: str, outputs: Sequence[str] | None
     ) -> Flow[Result]:
-        check_dtype(x)
+        check_dtypes(x)
         names = output_names(outputs)
 
         def work(info: ModelInfo) -> Flow[Result]:
             target = self.target(info, version, names)
-            info.check(x)
-            if info.batched and len(x) == 0:
+            inputs = info.arrays(x)
+            if info.batched and len(next(iter(inputs.values()))) == 0:
                 return present(info.empty(target.outputs), target.outputs)
-            answers = yield from self._infer_array(target, x)
+            answers = yield from self._infer_arrays(target, inputs)
             return present(join(answers), target.outputs)
 
         return (yield from self._with_model(model, version, work))
@@ -211,9 +222,7 @@ class Flows(ServerFlows):
         def work(info: ModelInfo) -> Flow[list[Ranking]]:
             target = self.target(info, version, tuple(output.name for output in info.outputs[:1]))
             if isinstance(batch, np.ndarray):
-                x = batch
-                info.check(x)
-                answers = yield from self._infer_array(target, x)
+                answers = yield from self._infer_arrays(target, info.arrays(batch))
             else:
                 answers = yield from self._infer(target, lambda target: target.encoded(batch))
             rankings: list[Ranking] = []

@@ -68,6 +68,7 @@ class Stream:
                 f"model {target.info.name!r} has no batch dimension; call predict for each array"
             )
         self._target = target
+        self._input = target.info.input
         self._batch = batch
         self._accepted = 0
         self._images = Rows()  # not sent yet
@@ -108,19 +109,22 @@ class Stream:
         self._images.push(x)
         rows = min(self._batch, self._target.rows_per_request(x[0].nbytes))
         while self._images.count >= rows:
-            yield self._target.request(self._images.take(rows))
+            yield self._request(rows)
 
     def _flush(self) -> Iterator[Request]:
         if self._images.count:
-            yield self._target.request(self._images.take(self._images.count))
+            yield self._request(self._images.count)
+
+    def _request(self, rows: int) -> Request:
+        return self._target.request({self._input.name: self._images.take(rows)})
 
     def _check(self, item: Any) -> tuple[Array, bool]:
         """An item as a batch, and whether it is a single image."""
         name = f"item {self._accepted}"
         check_dtype(item, name)
-        single = item.ndim == len(self._target.info.input.shape)
+        single = item.ndim == len(self._input.shape)
         try:
-            self._target.info.check(item, image=single)
+            self._target.info.check(item, self._input, image=single)
             x: Array = item[None] if single else item
             if len(x):
                 self._target.check_size(x[0].nbytes)

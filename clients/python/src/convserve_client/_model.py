@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,8 @@ from convserve_client import tensors
 from convserve_client.errors import InvalidRequestError, InvalidResponseError
 
 Array = npt.NDArray[Any]
+# For a model with one input its array; for several a dict by name, or a list in the model's order.
+Inputs = Array | Mapping[str, Array] | Sequence[Array]
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class ModelInfo:
     """
 
     name: str
-    input: Tensor
+    inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
     max_batch_size: int | None
 
@@ -56,34 +58,74 @@ class ModelInfo:
         """From a ModelMetadataResponse and, where the server has the call, a ModelConfig."""
         limit = None if config is None else config.max_batch_size
         skip = 0 if limit == 0 else 1
-        if len(metadata.inputs) != 1:
-            names = [tensor.name for tensor in metadata.inputs]
-            raise InvalidRequestError(
-                f"model {metadata.name!r} has the inputs {names}; this client sends exactly one"
-            )
+        if not metadata.inputs:
+            raise InvalidResponseError(f"model {metadata.name!r} has no inputs in its metadata")
 
         def tensor(message: Any) -> Tensor:
             return Tensor(message.name, message.datatype, tuple(message.shape)[skip:])
 
-        outputs = tuple(tensor(output) for output in metadata.outputs)
-        return cls(metadata.name, tensor(metadata.inputs[0]), outputs, limit)
+        inputs, outputs = (
+            tuple(tensor(message) for message in messages)
+            for messages in (metadata.inputs, metadata.outputs)
+        )
+        return cls(metadata.name, inputs, outputs, limit)
 
     @property
     def batched(self) -> bool:
         return self.max_batch_size != 0
 
-    def check(self, x: Array, *, image: bool = False) -> None:
-        """Raises InvalidRequestError unless `x` is one batch (or one `image`) for this model."""
+    @property
+    def input(self) -> Tensor:
+        """The model's only input; InvalidRequestError if it has several."""
+        if len(self.inputs) > 1:
+            names = [tensor.name for tensor in self.inputs]
+            raise InvalidRequestError(
+                f"model {self.name!r} has the inputs {names}; give predict a dict of arrays"
+            )
+        return self.inputs[0]
+
+    def arrays(self, x: Inputs) -> dict[str, Array]:
+        """An array for each input by name; InvalidRequestError unless they make one batch."""
+        if isinstance(x, np.ndarray):
+            given = {self.input.name: x}
+        elif isinstance(x, Mapping):
+            given = dict(x)
+        else:
+            if len(x) != len(self.inputs):
+                raise InvalidRequestError(
+                    f"model {self.name!r} has {len(self.inputs)} inputs, got {len(x)} arrays"
+                )
+            given = {tensor.name: array for tensor, array in zip(self.inputs, x, strict=True)}
+        names = [tensor.name for tensor in self.inputs]
+        for what, wrong in (
+            ("is not given", [name for name in names if name not in given]),
+            ("is unknown", [name for name in given if name not in names]),
+        ):
+            if wrong:
+                raise InvalidRequestError(
+                    f"input {wrong[0]!r} {what}: model {self.name!r} has the inputs {names}"
+                )
+        for tensor in self.inputs:
+            self.check(given[tensor.name], tensor)
+        counts = {name: len(given[name]) for name in names} if self.batched else {}
+        if len(set(counts.values())) > 1:
+            raise InvalidRequestError(f"all inputs must have the same N, got {counts}")
+        return {name: given[name] for name in names}
+
+    def check(self, x: Array, tensor: Tensor, *, image: bool = False) -> None:
+        """Raises InvalidRequestError unless `x` is one batch (or one `image`) for this input."""
         given = x.shape if image or not self.batched else x.shape[1:]
-        wanted = self.input.shape
+        wanted = tensor.shape
         fits = len(given) == len(wanted) and all(
             size in (-1, got) for size, got in zip(wanted, given, strict=True)
         )
         if x.ndim == 0 or not fits:
             sizes = ", ".join("any" if size < 0 else str(size) for size in wanted)
             batch = "" if image or not self.batched else "N, "
+            which = "" if len(self.inputs) == 1 else f" as {tensor.name!r}"
             raise InvalidRequestError(
-                f"model {self.name!r} takes arrays of shape [{batch}{sizes}], got {list(x.shape)}"
+                f"model {self.name!r} takes{which} arrays of shape [{batch}{sizes}], "
+                f"got {list(x.shape)}"
             )
 
     def empty(self, outputs: Sequence[str] | None) -> dict[str, Array]:
@@ -103,6 +145,18 @@ class ModelInfo:
             )
             for name in names
         }
+
+
+def check_dtypes(x: Any) -> None:
+    """Raises TypeError unless `x` is what `predict` takes: arrays of float32 or uint8."""
+    if isinstance(x, Mapping):
+        for name, array in x.items():
+            check_dtype(array, f"x[{name!r}]")
+    elif isinstance(x, list | tuple):
+        for place, array in enumerate(x):
+            check_dtype(array, f"x[{place}]")
+    else:
+        check_dtype(x)
 
 
 def check_dtype(x: Any, name: str = "x") -> None:

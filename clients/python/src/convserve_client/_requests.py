@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +18,7 @@ from convserve_client.errors import InvalidResponseError, ResourceExhaustedError
 
 Array = npt.NDArray[Any]
 
-# What a message holds beside tensor data and output names; far above what it comes to.
+# What a message holds beside tensor data and further tensors' names; far above what it comes to.
 OVERHEAD = 2048
 
 
@@ -64,7 +64,8 @@ class Target:
     @property
     def room(self) -> int:
         """Bytes that a message has for tensor data."""
-        names = sum(len(name.encode()) + 64 for name in self.outputs or ())
+        more = [*(self.outputs or ()), *(tensor.name for tensor in self.info.inputs[1:])]
+        names = sum(len(name.encode()) + 64 for name in more)
         return self.max_message_bytes - OVERHEAD - names
 
     def check_size(self, row_bytes: int) -> None:
@@ -86,21 +87,21 @@ class Target:
         wanted = self.outputs
         return [out for out in self.info.outputs if wanted is None or out.name in wanted]
 
-    def request(self, x: Array) -> Request:
-        """One ModelInferRequest."""
+    def request(self, inputs: Mapping[str, Array]) -> Request:
+        """One ModelInferRequest; shared memory is for a single input."""
         message = protocol.ModelInferRequest(model_name=self.info.name, model_version=self.version)
-        tensor = message.inputs.add(
-            name=self.info.input.name, datatype=tensors.datatype_of(x), shape=x.shape
-        )
+        for name, x in inputs.items():
+            message.inputs.add(name=name, datatype=tensors.datatype_of(x), shape=x.shape)
         for name in self.outputs or ():
             message.outputs.add(name=name)
-        rows = len(x) if self.info.batched else None
-        if self.regions is None or x.dtype == object:
-            return Request(tensors.serialize(message, [x]), rows)
+        rows = _count(inputs) if self.info.batched else None
+        arrays = list(inputs.values())
+        if self.regions is None or len(arrays) > 1 or arrays[0].dtype == object:
+            return Request(tensors.serialize(message, arrays), rows)
         region = next(self.regions)
-        inside = region.put(tensor, x)
+        inside = region.put(message.inputs[0], arrays[0])
         places = self._reserve(message, region, rows) if inside else None
-        data = message.SerializeToString() if inside else tensors.serialize(message, [x])
+        data = message.SerializeToString() if inside else tensors.serialize(message, arrays)
         return Request(data, rows, region, places)
 
     def _reserve(self, message: Any, region: Region, rows: int | None) -> Places:
@@ -120,20 +121,22 @@ class Target:
                 places[output.name] = place
         return places
 
-    def split(self, x: Array) -> Iterator[Request]:
+    def split(self, inputs: Mapping[str, Array]) -> Iterator[Request]:
         """Requests for the parts of a batch, in order, each made when it is pulled."""
         if not self.info.batched:
-            self.check_size(x.nbytes)
-            yield self.request(x)
+            self.check_size(sum(x.nbytes for x in inputs.values()))
+            yield self.request(inputs)
             return
-        row_bytes = x.nbytes // len(x)
+        count = _count(inputs)
+        row_bytes = sum(x.nbytes for x in inputs.values()) // count
         self.check_size(row_bytes)
         rows = self.rows_per_request(row_bytes)
-        for start in range(0, len(x), rows):
-            yield self.request(x[start : start + rows])
+        for start in range(0, count, rows):
+            yield self.request({name: x[start : start + rows] for name, x in inputs.items()})
 
     def encoded(self, images: Iterable[Any]) -> Iterator[Request]:
         """Requests for encoded images, as BYTES tensors, each full up to the limits."""
+        name = self.info.input.name
         part: list[bytes] = []
         size = 0
         for image in images:
@@ -141,12 +144,17 @@ class Target:
             self.check_size(4 + len(data))
             full = self.limit_batch(len(part) + 1) == len(part)
             if part and (full or size + 4 + len(data) > self.room):
-                yield self.request(_bytes_tensor(part))
+                yield self.request({name: _bytes_tensor(part)})
                 part, size = [], 0
             part.append(data)
             size += 4 + len(data)
         if part:
-            yield self.request(_bytes_tensor(part))
+            yield self.request({name: _bytes_tensor(part)})
+
+
+def _count(inputs: Mapping[str, Array]) -> int:
+    """The number of images, the same in every input."""
+    return len(next(iter(inputs.values())))
 
 
 def _bytes_tensor(items: Sequence[bytes]) -> Array:
