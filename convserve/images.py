@@ -1,6 +1,6 @@
 """Image files and arrays to the raw pixels that a model's preprocessing asks for.
 
-    file, bytes, PIL image or array -> decode -> upright -> grey or RGB -> resize -> uint8[C, H, W]
+    file, bytes, PIL image, array -> decode -> upright -> colour -> resize -> crop -> uint8[C, H, W]
 
 Everything that turns pictures into model input calls `to_pixels`: training on folders, local
 prediction, the command line and the server. The same file therefore gives the same pixels, and
@@ -64,14 +64,14 @@ def to_pixels(
     (grey), [H, W, 1], [H, W, 3] (RGB) or [H, W, 4] (RGBA). An array whose shape is exactly the
     model's [C, height, width] and whose last axis is not 1, 3 or 4 is returned as it is.
 
-    Of an animation the first frame counts; EXIF orientation is applied; transparent parts are
-    laid over black; RGB becomes grey by ITU-R 601 luma; 16-bit grey is scaled to 8 bits; the
-    image is resized (stretched) only if its size differs, with antialiasing. A large JPEG file is
-    decoded at the smallest of 1/2, 1/4, 1/8 of its size that is still at least twice the size
-    asked for, which is several times faster.
+    Of an animation the first frame counts; EXIF orientation is applied unless `exif` is off;
+    transparent parts are laid over black; RGB becomes grey by ITU-R 601 luma; 16-bit grey is scaled
+    to 8 bits; the image is resized only if its size differs, with antialiasing, and cropped at its
+    centre. A large JPEG file is decoded at the smallest of 1/2, 1/4, 1/8 of its size that is still
+    at least twice the size asked for, which is several times faster.
 
     Raises ImageError for what can't be read or decoded and for more than `max_pixels` pixels
-    (checked before anything is decoded), TypeError for another type or dtype.
+    (checked before anything is decoded or resized), TypeError for another type or dtype.
     """
     if isinstance(image, np.ndarray):
         ready = (preprocessing.channels, preprocessing.height, preprocessing.width)
@@ -88,7 +88,7 @@ def to_pixels(
     else:
         picture, name = _checked_picture(image), "image"
     _check_size(picture, name, max_pixels)
-    return _convert(picture, name, preprocessing)
+    return _convert(picture, name, preprocessing, max_pixels)
 
 
 def _open_file(path: str | os.PathLike[str], name: str) -> BinaryIO:
@@ -124,9 +124,9 @@ def _read(
     if picture.format in ("JPEG", "MPO"):
         _check_scans(file, name)
         # Square, since the orientation may turn the image by 90 degrees later.
-        side = 2 * max(preprocessing.height, preprocessing.width)
+        side = 2 * max(preprocessing.resized(1, 1))
         picture.draft(None, (side, side))
-    return _convert(picture, name, preprocessing)
+    return _convert(picture, name, preprocessing, max_pixels)
 
 
 def _check_size(picture: Image.Image, name: str, max_pixels: int) -> None:
@@ -148,16 +148,14 @@ def _check_scans(file: BinaryIO, name: str) -> None:
         raise ImageError(f"{name}: {scans} scans are more than the limit of {_MAX_SCANS}")
 
 
-def _convert(picture: Image.Image, name: str, preprocessing: Preprocessing) -> NDArray[np.uint8]:
-    from PIL import Image
-
+def _convert(
+    picture: Image.Image, name: str, preprocessing: Preprocessing, max_pixels: int
+) -> NDArray[np.uint8]:
     mode = "L" if preprocessing.channels == 1 else "RGB"
-    size = (preprocessing.width, preprocessing.height)
     try:
         picture.load()
-        picture = _in_mode(_upright(picture), mode)
-        if picture.size != size:
-            picture = picture.resize(size, Image.Resampling[preprocessing.interpolation.upper()])
+        picture = _in_mode(_upright(picture) if preprocessing.exif else picture, mode)
+        picture = _cropped(_resized(picture, preprocessing, max_pixels), preprocessing)
         pixels: NDArray[np.uint8] = np.array(picture)  # [H, W] or [H, W, 3], a copy of our own
     except ImageError as error:
         raise ImageError(f"{name}: {error}") from None
@@ -165,7 +163,33 @@ def _convert(picture: Image.Image, name: str, preprocessing: Preprocessing) -> N
         raise _fault(name, error) from error
     if mode == "L":
         return pixels[np.newaxis]
+    if preprocessing.colour == "bgr":
+        pixels = pixels[:, :, ::-1]
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+def _resized(picture: Image.Image, preprocessing: Preprocessing, max_pixels: int) -> Image.Image:
+    from PIL import Image
+
+    height, width = preprocessing.resized(picture.height, picture.width)
+    if picture.size == (width, height):
+        return picture
+    wanted = preprocessing.height * preprocessing.width
+    if height * width > max(max_pixels, wanted):  # a thin strip, its shorter side enlarged
+        raise ImageError(
+            f"{picture.width} x {picture.height} pixels would be resized to {width} x {height}, "
+            f"more than the limit of {max_pixels:,}"
+        )
+    return picture.resize((width, height), Image.Resampling[preprocessing.interpolation.upper()])
+
+
+def _cropped(picture: Image.Image, preprocessing: Preprocessing) -> Image.Image:
+    """The centre, by torchvision's rule: half a pixel goes to the even side."""
+    size = (preprocessing.width, preprocessing.height)
+    if picture.size == size:
+        return picture
+    left, top = (round((have - want) / 2) for have, want in zip(picture.size, size, strict=True))
+    return picture.crop((left, top, left + size[0], top + size[1]))
 
 
 def _fault(name: str, error: Exception) -> ImageError:

@@ -37,7 +37,9 @@ __all__ = [
     "weights_hash",
 ]
 
-FORMAT_VERSION = 2  # the newest that is read; 2 brought several inputs
+FORMAT_VERSION = (
+    2  # the newest that is read; 2 brought several inputs, and crops and more in preprocessing
+)
 ENTRY = "__convserve__"
 MAX_JSON = 8 << 20  # bytes
 
@@ -207,7 +209,8 @@ def _to_json(model: ModelFile) -> bytes:
 
 def format_version(model: ModelFile) -> int:
     """The version that a file of this model has: the oldest that can hold it."""
-    return 1 if len(model.graph.inputs) == 1 else 2
+    basic = model.preprocessing is None or model.preprocessing.is_basic
+    return 1 if basic and len(model.graph.inputs) == 1 else 2
 
 
 def _parse(document: bytes) -> dict[str, Any]:

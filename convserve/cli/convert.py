@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from convserve.cli._common import printable
-from convserve.errors import ConversionError, ConvserveError
+from convserve.errors import ConversionError
+from convserve.preprocessing import COLOURS, INTERPOLATIONS
+from convserve.presets import IMAGENET, OPTIONS, PRESETS
 
 if TYPE_CHECKING:
-    from convserve.model_file import ModelFile, Preprocessing
-
-IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and std of its training images
+    from convserve.model_file import ModelFile
 
 
 class _Numbers(click.ParamType):  # type: ignore[type-arg,unused-ignore]
@@ -34,6 +34,22 @@ class _Numbers(click.ParamType):  # type: ignore[type-arg,unused-ignore]
             self.fail(f"{value!r} is no list of numbers such as {self.name}", param, ctx)
 
 
+class _Number(click.ParamType):  # type: ignore[type-arg,unused-ignore]
+    """A number, or a fraction: 1/127.5."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        over, _, under = str(value).partition("/")
+        try:
+            return float(over) / float(under or 1)
+        except (ValueError, ZeroDivisionError):
+            self.fail(f"{value!r} is no number such as {self.name}", param, ctx)
+
+
 @click.command()
 @click.argument("source", type=click.Path(path_type=Path))
 @click.argument("target", type=click.Path(path_type=Path), required=False)
@@ -44,15 +60,30 @@ class _Numbers(click.ParamType):  # type: ignore[type-arg,unused-ignore]
     help="Class names: a text file with one a line, or a JSON array.",
 )
 @click.option(
-    "--preprocessing",
-    help='How pictures become the input: "imagenet", or a JSON object with height, width, colour, '
-    "mean, std, interpolation.",
+    "--preset",
+    type=click.Choice(sorted(PRESETS)),
+    help="How pictures become the input, by the name of a usual recipe (docs/preprocessing.md).",
 )
-@click.option("--size", type=_Numbers(int, "224 or 224,224"), help="Pictures' height, width.")
-@click.option("--mean", type=_Numbers(float, "0.485,0.456,0.406"), help="On the scale 0 to 1.")
-@click.option("--std", type=_Numbers(float, "0.229,0.224,0.225"), help="On the scale 0 to 1.")
-@click.option("--colour", type=click.Choice(["grey", "rgb"]), help="Of the pictures.")
-@click.option("--interpolation", help="bicubic, bilinear, box, lanczos or nearest.")
+@click.option(
+    "--preprocessing",
+    help='The same as a JSON object with height, width, colour, mean, std, …; or "imagenet", for '
+    "its mean and std alone.",
+)
+@click.option("--resize", type=_Numbers(int, "256,256"), help="To height, width before the crop.")
+@click.option("--resize-shorter", type=int, help="The shorter side, to this before the crop.")
+@click.option(
+    "--crop",
+    "--size",
+    "size",
+    type=_Numbers(int, "224 or 224,224"),
+    help="Height, width of the centre crop.  [default: the network's input]",
+)
+@click.option("--interpolation", type=click.Choice(INTERPOLATIONS), help="Of a resize.")
+@click.option("--exif/--no-exif", default=None, help="Turn photos upright.  [default: exif]")
+@click.option("--colour", type=click.Choice(list(COLOURS)), help="The order of the channels.")
+@click.option("--scale", type=_Number("1/255"), help="Of pixels.  [default: 1/255]")
+@click.option("--mean", type=_Numbers(float, "0.485,0.456,0.406"), help="Of pixels · scale.")
+@click.option("--std", type=_Numbers(float, "0.229,0.224,0.225"), help="Of pixels · scale.")
 @click.option(
     "--input-shape",
     multiple=True,
@@ -71,7 +102,9 @@ def command(
     target: Path | None,
     output: Path | None,
     labels: Path | None,
+    preset: str | None,
     preprocessing: str | None,
+    resize_shorter: int | None,
     input_shape: tuple[str, ...],
     layout: str | None,
     check: bool,
@@ -80,7 +113,7 @@ def command(
     """Convert SOURCE to TARGET: model.onnx to model.npz, or model.npz to model.onnx.
 
     \b
-    convserve convert resnet50.onnx resnet50.npz --preprocessing imagenet --labels classes.txt
+    convserve convert resnet50.onnx resnet50.npz --preset torchvision --labels classes.txt
     convserve convert digits.npz digits.onnx --verify
 
     What can't be converted is named, all of it, and nothing is written.
@@ -96,10 +129,16 @@ def command(
             "labels": None if labels is None else _labels(labels),
             "input_shape": _input_shape(input_shape),
             "layout": layout,
+            "preset": preset,
         }
-        _import(source, target, given, preprocessing, options, check)
+        if resize_shorter is not None:
+            if "resize" in options:
+                raise click.UsageError("--resize and --resize-shorter exclude each other")
+            options["resize"] = resize_shorter
+        options = {**_described(preprocessing), **options}
+        _import(source, target, {**given, **options}, check)
     elif suffixes == (".npz", ".onnx"):
-        if options or preprocessing or labels or input_shape or layout:
+        if options or labels or input_shape or layout or preset or preprocessing or resize_shorter:
             raise click.UsageError("an .npz has its labels, preprocessing and sizes in itself")
         _export(source, target, check)
     else:
@@ -110,18 +149,11 @@ def _import(
     source: Path,
     target: Path,
     given: dict[str, Any],
-    preprocessing: str | None,
-    options: dict[str, Any],
     check: bool,
 ) -> None:
-    from convserve import model_file
     from convserve.convert import convert_onnx
 
-    converted = convert_onnx(source, **given)
-    if preprocessing is not None or options:
-        said = _preprocessing(converted, preprocessing, options)
-        converted.preprocessing = said
-    model_file.save(target, converted)
+    converted = convert_onnx(source, target, **given)
     count, outputs = len(converted.graph.nodes), converted.graph.outputs
     click.echo(f"{printable(target)}: {count} layers")
     for name, shape in converted.graph.inputs.items():
@@ -159,35 +191,27 @@ def _verify(onnx_file: Path, converted: ModelFile) -> None:
         )
 
 
-def _preprocessing(
-    converted: ModelFile, base: str | None, options: dict[str, Any]
-) -> Preprocessing:
-    """The preset or JSON object, changed by the single options; sizes are the network's."""
-    from convserve.model_file import Preprocessing
-
-    channels, height, width = converted.graph.input_shape
-    data: dict[str, Any] = {
-        "height": height, "width": width, "colour": "grey" if channels == 1 else "rgb",
-        "mean": [0.0] * channels, "std": [1.0] * channels, "interpolation": "bilinear",
-    }  # fmt: skip
-    if base == "imagenet":
-        data["mean"], data["std"] = map(list, IMAGENET)
-    elif base is not None:
-        try:
-            given = json.loads(base)
-        except ValueError:
-            given = None
-        if not isinstance(given, dict):
-            raise click.UsageError('--preprocessing must be "imagenet" or a JSON object')
-        data.update(given)
-    if "size" in options:
-        size = options.pop("size")
-        data["height"], data["width"] = size if len(size) == 2 else (size[0], size[0])
-    data.update({k: list(v) if isinstance(v, tuple) else v for k, v in options.items()})
+def _described(preprocessing: str | None) -> dict[str, Any]:
+    """The options that --preprocessing stands for."""
+    if preprocessing is None:
+        return {}
+    if preprocessing == "imagenet":
+        return dict(zip(("mean", "std"), IMAGENET, strict=True))
     try:
-        return Preprocessing.from_dict(data)
-    except ConvserveError as error:
-        raise ConversionError(f"the preprocessing does not fit: {error}") from error
+        given = json.loads(preprocessing)
+    except ValueError:
+        given = None
+    if not isinstance(given, dict):
+        raise click.UsageError('--preprocessing must be "imagenet" or a JSON object')
+    if "height" in given and "width" in given:
+        given["size"] = given.pop("height"), given.pop("width")
+    unknown = [name for name in given if name not in OPTIONS]
+    if unknown:
+        raise click.UsageError(
+            f"--preprocessing has an unknown entry {unknown[0]!r}; it may have height, width, "
+            + ", ".join(OPTIONS)
+        )
+    return given
 
 
 def _labels(path: Path) -> list[str]:

@@ -11,6 +11,7 @@ import click
 from convserve.cli._common import model_argument, printable, threads_option
 from convserve.graph import Graph, LayerSummary, summarise
 from convserve.model_file import ModelFile, format_version, load, weights_hash
+from convserve.preprocessing import Preprocessing
 
 
 @click.command()
@@ -168,7 +169,9 @@ def _notes(model: ModelFile, totals: dict[str, int]) -> list[str]:
     if model.preprocessing is not None:
         p = model.preprocessing
         lines.append(
-            f"preprocessing   {p.height}×{p.width} {p.colour}, {p.interpolation}, "
+            f"preprocessing   {_resize(p)}{p.height}×{p.width} {p.colour}, {p.interpolation}, "
+            f"{'' if p.exif else 'no EXIF orientation, '}"
+            f"{'' if p.scale == 1 / 255 else f'scale {p.scale:.4g}, '}"
             f"mean {_numbers(p.mean)}, std {_numbers(p.std)}"
         )
     lines.extend(f"{key:<15} {_short(value)}" for key, value in model.provenance.items())
@@ -181,6 +184,13 @@ def _dims(shape: tuple[int, ...]) -> str:
 
 def _count(number: int) -> str:
     return f"{number:,}" if number else ""
+
+
+def _resize(p: Preprocessing) -> str:
+    if p.resize is None:
+        return ""
+    to = f"{p.resize[0]}×{p.resize[1]}" if isinstance(p.resize, tuple) else f"shorter {p.resize}"
+    return f"resize {to}, crop "
 
 
 def _numbers(values: tuple[float, ...]) -> str:

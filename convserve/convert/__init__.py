@@ -16,6 +16,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
+from typing import Any
 
 from convserve.convert.verify import Difference, verify
 from convserve.errors import ConversionError
@@ -30,13 +31,17 @@ def convert_onnx(
     *,
     labels: Sequence[str] | None = None,
     preprocessing: Preprocessing | None = None,
+    preset: str | None = None,
     input_shape: Sequence[int] | Mapping[str, Sequence[int]] | None = None,
     layout: str | None = None,
+    **options: Any,
 ) -> ModelFile:
     """Converts an ONNX image classifier, and writes it to `target` (an .npz) if that is given.
 
     labels: one name a class. preprocessing: how pictures become the input; both override what the
-    file itself says (as one that `export_onnx` wrote does). input_shape: (channels, height, width),
+    file itself says (as one that `export_onnx` wrote does). preset and options: the preprocessing
+    by the name of a recipe (docs/preprocessing.md) and by size, resize, interpolation, exif,
+    colour, scale, mean, std, as `Preprocessing` has them. input_shape: (channels, height, width),
     for a model that leaves its height and width open; of several inputs a dict of them by name.
     layout: "nchw" or "nhwc", how the ONNX model has its images, where that can't be told by itself.
 
@@ -55,8 +60,10 @@ def convert_onnx(
         target,
         labels=labels,
         preprocessing=preprocessing,
+        preset=preset,
         input_shape=input_shape,
         layout=layout,
+        **options,
     )
 
 

@@ -27,6 +27,7 @@ from convserve.errors import (
 from convserve.graph import Graph
 from convserve.graph import layers as ops
 from convserve.model_file import ModelFile, Preprocessing, save
+from convserve.presets import OPTIONS, preprocessing_for
 
 __all__ = ["convert_model", "convert_onnx", "read_onnx"]
 
@@ -37,10 +38,15 @@ def convert_onnx(
     *,
     labels: Sequence[str] | None = None,
     preprocessing: Preprocessing | None = None,
+    preset: str | None = None,
     input_shape: InputShape | None = None,
     layout: str | None = None,
+    **options: Any,
 ) -> ModelFile:
     """As `convserve.convert_onnx`."""
+    unknown = [name for name in options if name not in OPTIONS]
+    if unknown:
+        raise TypeError(f"convert_onnx has no option {unknown[0]!r}; it has: {', '.join(OPTIONS)}")
     path = Path(source)
     model = read_onnx(path)
     model_file = convert_model(
@@ -48,6 +54,14 @@ def convert_onnx(
         layout=layout,
     )  # fmt: skip
     model_file.provenance.setdefault("source", path.name)
+    if preset is not None or any(value is not None for value in options.values()):
+        if len(model_file.graph.inputs) > 1:
+            raise ConversionError("the model has several inputs: preprocessing fits none alone")
+        try:
+            shape = model_file.graph.input_shape
+            model_file.preprocessing = preprocessing_for(shape, preset, options)
+        except (ConvserveError, TypeError) as error:
+            raise ConversionError(f"the preprocessing does not fit: {error}") from error
     if target is not None:
         try:
             save(target, model_file)

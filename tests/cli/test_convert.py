@@ -69,6 +69,21 @@ def test_preprocessing_by_options_and_json(pictures: Path, tmp_path: Path) -> No
     )
 
 
+def test_a_preset_and_options(pictures: Path, tmp_path: Path) -> None:
+    told = [
+        "--input-shape", "3,32,32", "--preset", "keras-caffe", "--resize-shorter", "36",
+        "--no-exif", "--crop", "32", "--interpolation", "hamming", "--std", "2",
+    ]  # fmt: skip
+    assert convert(pictures, tmp_path / "m.npz", *told) == 0
+    assert load(tmp_path / "m.npz").preprocessing == Preprocessing(
+        32, 32, "bgr", (103.939, 116.779, 123.68), (2.0,) * 3, "hamming", 36, False, 1.0
+    )
+    signed = ["--input-shape", "3,32,32", "--scale", "1/127.5", "--mean", "1", "--resize", "40,36"]
+    assert convert(pictures, tmp_path / "n.npz", *signed) == 0
+    found = load(tmp_path / "n.npz").preprocessing
+    assert found is not None and (found.scale, found.resize) == (1 / 127.5, (40, 36))
+
+
 def test_to_onnx_and_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     graph = architectures.build("lenet")
     save(tmp_path / "m.npz", ModelFile(graph, graph.initialise(0), tuple("0123456789")))
@@ -110,8 +125,15 @@ def test_what_can_not_be_converted(tmp_path: Path, capsys: pytest.CaptureFixture
         (["m.onnx", "m.npz", "--input-shape", "1,8,8"], 1, "input_shape"),
         (["gone.onnx", "m.npz"], 1, "no such file"),
         (["gone.npz", "m.onnx"], 1, "gone.npz"),
-        (["m.onnx", "m.npz", "--input-shape", "3,8,8", "--mean", "1"], 1, "mean must have 3"),
+        (["m.onnx", "m.npz", "--input-shape", "3,8,8", "--mean", "1,2"], 1, "mean must have 3"),
         (["m.onnx", "m.npz", "--input-shape", "3,8,8", "--size", "9"], 1, "images of (3, 9, 9)"),
+        (["m.onnx", "m.npz", "--resize", "9,9", "--resize-shorter", "9"], 2, "exclude each other"),
+        (["m.onnx", "m.npz", "--scale", "1/x"], 2, "1/255"),
+        (["m.onnx", "m.npz", "--preprocessing", '{"a": 1}'], 2, "unknown entry 'a'"),
+        (
+            ["m.onnx", "m.npz", "--input-shape", "3,8,8", "--resize-shorter", "7"], 1,
+            "too small to crop",
+        ),
         (["m.onnx", "m.npz", "--labels", "gone.txt"], 1, "labels can't be read"),
     ],
 )  # fmt: skip

@@ -89,7 +89,7 @@ def test_to_dict_round_trip() -> None:
         ({"height": 65536}, ShapeError, "height must be from 1 to 65535"),
         ({"width": 2.5}, TypeError, "width must be an integer"),
         ({"width": True}, TypeError, "width must be an integer"),
-        ({"colour": "bgr"}, UnknownNameError, "colour must be one of grey, rgb, got 'bgr'"),
+        ({"colour": "gbr"}, UnknownNameError, "colour must be one of grey, rgb, bgr, got 'gbr'"),
         ({"colour": ["grey"]}, UnknownNameError, "colour must be one of"),
         ({"interpolation": "magic"}, UnknownNameError, "interpolation must be one of bicubic"),
         ({"mean": (0.1, 0.2)}, ShapeError, "mean must have 1 values for grey, got 2"),

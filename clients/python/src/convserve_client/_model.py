@@ -152,7 +152,7 @@ def check_dtypes(x: Any) -> None:
     if isinstance(x, Mapping):
         for name, array in x.items():
             check_dtype(array, f"x[{name!r}]")
-    elif isinstance(x, list | tuple):
+    elif isinstance(x, list | tuple) and any(isinstance(item, np.ndarray) for item in x):
         for place, array in enumerate(x):
             check_dtype(array, f"x[{place}]")
     else:
