@@ -77,7 +77,10 @@ def command(
         validation = VALIDATION
     if image_size is None and spec is not None and spec.startswith("folder:"):
         image_size = (loaded.input_shape[1], loaded.input_shape[2])
-    data = datasets.load(spec, validation=validation, seed=seed, image_size=image_size)
+    recipe = _recipe(loaded) if spec is not None and spec.startswith("folder:") else None
+    data = datasets.load(
+        spec, validation=validation, seed=seed, image_size=image_size, recipe=recipe
+    )
     images: Split | None = getattr(data, split)
     if images is None:
         raise DatasetError(f"{data.name} has no {split} images; choose another --split")
@@ -90,6 +93,14 @@ def command(
         return
     _print_table(report, f"{model.name} on the {split} images of {data.name}")
     click.echo(f"accuracy {100 * report['accuracy']:.2f} %")
+
+
+def _recipe(model: Model) -> dict[str, Any] | None:
+    """How the model has its images brought to their size, where it is not told another size."""
+    told = model.preprocessing
+    if told is None:
+        return None
+    return {"resize": told.resize, "interpolation": told.interpolation, "exif": told.exif}
 
 
 def _check_fit(model: Model, data: Dataset) -> None:

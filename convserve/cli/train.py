@@ -15,6 +15,7 @@ from convserve.cli._training import TrainingProgress, describe, image_size_optio
 from convserve.datasets.base import as_text
 from convserve.errors import CheckpointError, ModelFileError
 from convserve.graph import architectures
+from convserve.preprocessing import INTERPOLATIONS, MAX_SIDE
 from convserve.training import TrainConfig, train
 from convserve.training.config import OPTIMISERS, SCHEDULES
 from convserve.training.loop import check_writable
@@ -110,6 +111,16 @@ DEFAULTS = TrainConfig()
     help="Hold out this share of every class, and export the epoch that is best on it.",
 )
 @image_size_option("N or HxW: resize the images of a folder.")
+@click.option(
+    "--resize-shorter",
+    type=click.IntRange(1, MAX_SIDE),
+    help="The shorter side of a folder's images, of which the centre is cropped.  [default: the "
+    "whole image is stretched]",
+)
+@click.option("--interpolation", type=click.Choice(INTERPOLATIONS), help="Of a folder's images.")
+@click.option(
+    "--exif/--no-exif", default=None, help="Turn a folder's photos upright.  [default: exif]"
+)
 @click.option("--seed", type=click.IntRange(min=0), default=DEFAULTS.seed, show_default=True)
 @click.option("--resume", is_flag=True, help="Continue an interrupted run from its checkpoint.")
 @click.option(
@@ -128,6 +139,9 @@ def command(
     out: Path,
     validation: float | None,
     image_size: tuple[int, int] | None,
+    resize_shorter: int | None,
+    interpolation: str | None,
+    exif: bool | None,
     resume: bool,
     checkpoint_path: Path | None,
     threads: int | None,
@@ -160,7 +174,11 @@ def command(
             raise click.UsageError(f"{path} holds the images to train on and would be replaced")
     if resume and not checkpoint.exists():
         raise CheckpointError(f"{checkpoint}: there is no checkpoint to resume from")
-    data = datasets.load(spec, validation=validation, seed=config.seed, image_size=image_size)
+    said = {"resize": resize_shorter, "interpolation": interpolation, "exif": exif}
+    recipe = {name: value for name, value in said.items() if value is not None}
+    data = datasets.load(
+        spec, validation=validation, seed=config.seed, image_size=image_size, recipe=recipe
+    )
     for line in describe(data):
         click.echo(printable(line))
     graph = architectures.build(arch, data.input_shape, len(data.labels))

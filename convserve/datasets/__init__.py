@@ -13,7 +13,9 @@ Everything is in memory as uint8 [N, C, H, W]; what the network sees is made fro
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from convserve.datasets.base import Dataset, Split, as_text
 from convserve.datasets.cifar10 import load_cifar10
@@ -34,15 +36,20 @@ def load(
     validation: float | None = None,
     seed: int = 0,
     image_size: tuple[int, int] | None = None,
+    recipe: Mapping[str, Any] | None = None,
 ) -> Dataset:
     """The data set that `spec` names: None, mnist:DIR, cifar10:DIR, folder:DIR or npz:FILE.
 
     validation: the share of every class's training images to hold out (None: none), chosen by
     `seed`. image_size: (height, width) to which a folder's images are resized; other sources have
-    a size of their own. Raises DatasetError for every fault, and before any training begins.
+    a size of their own. recipe: how they are, as `resize`, `interpolation` and `exif` of
+    `Preprocessing`; the trained model keeps it. Raises DatasetError for every fault, and before
+    any training begins.
     """
-    if image_size is not None and (spec is None or not spec.startswith("folder:")):
-        raise DatasetError("image size can only be set for folder:DIR; other data have their own")
+    if (image_size is not None or recipe) and (spec is None or not spec.startswith("folder:")):
+        raise DatasetError(
+            "image size and resize can only be set for folder:DIR; other data have their own"
+        )
     if spec is None:
         return load_sample(validation=validation, seed=seed)
     kind, colon, place = spec.partition(":")
@@ -53,6 +60,8 @@ def load(
         )
     path = Path(place).expanduser()
     name = f"{kind}:{as_text(path.resolve().name)}"
-    if image_size is not None:
-        return load_folder(path, name, validation=validation, seed=seed, image_size=image_size)
+    if kind == "folder":
+        return load_folder(
+            path, name, validation=validation, seed=seed, image_size=image_size, recipe=recipe
+        )
     return _READERS[kind](path, name, validation=validation, seed=seed)

@@ -6,7 +6,9 @@ reader → build(train, test, …) → hold-out, if asked for → mean and std o
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -84,8 +86,11 @@ def build(
     validation: float | None,
     seed: int,
     notes: tuple[str, ...] = (),
+    recipe: Mapping[str, Any] | None = None,
 ) -> Dataset:
     """Check the splits against each other, hold validation images out, measure mean and std.
+
+    recipe: how the images were brought to their size, for the model's preprocessing.
 
     The test images take no part in the mean and std, nor do those held out.
     """
@@ -115,6 +120,7 @@ def build(
         colour="grey" if channels == 1 else "rgb",
         mean=mean,
         std=std,
+        **(recipe or {}),
     )
     return Dataset(name, train, held_out, test, labels, preprocessing, notes)
 

@@ -10,10 +10,11 @@ array; whatever can't be read is found, and listed, before training begins.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -49,8 +50,11 @@ def load_folder(
     validation: float | None,
     seed: int,
     image_size: tuple[int, int] | None = None,
+    recipe: Mapping[str, Any] | None = None,
 ) -> Dataset:
     """The images of a folder, all resized to `image_size` (height, width), or the first one's size.
+
+    recipe: `resize`, `interpolation` and `exif` as `Preprocessing` has them; the model keeps them.
 
     The data set is grey if every pixel of every image is, else RGB. Raises DatasetError for a
     missing folder, an empty class, classes that differ between train and test, files that can't
@@ -71,7 +75,8 @@ def load_folder(
         )
     paths = [path for part in parts for path in part.paths]
     height, width = image_size or _first_size(paths)
-    pixels = _decode(paths, height, width)
+    wanted = Preprocessing(height, width, "rgb", (0.0,) * 3, (1.0,) * 3, **(recipe or {}))
+    pixels = _decode(paths, wanted)
     if _is_grey(pixels):
         pixels = np.ascontiguousarray(pixels[:, :1])
     count = len(parts[0].paths)
@@ -83,7 +88,10 @@ def load_folder(
     notes = [f"every image is brought to {height}×{width} pixels ({origin})"]
     if ignored := sum(part.ignored for part in parts):
         notes.append(f"files left out, as their names have no image's suffix: {ignored}")
-    return build(name, train, test, labels, validation=validation, seed=seed, notes=tuple(notes))
+    return build(
+        name, train, test, labels, validation=validation, seed=seed, notes=tuple(notes),
+        recipe=recipe,
+    )  # fmt: skip
 
 
 def _scan(folder: Path) -> _Files:
@@ -127,8 +135,9 @@ def _first_size(paths: Sequence[str]) -> tuple[int, int]:
     raise DatasetError(f"{paths[0]}: can't be read as an image, nor can any other image file")
 
 
-def _decode(paths: Sequence[str], height: int, width: int) -> Pixels:
+def _decode(paths: Sequence[str], wanted: Preprocessing) -> Pixels:
     """uint8 [N, 3, height, width] of the files, in their order."""
+    height, width = wanted.height, wanted.width
     size = len(paths) * 3 * height * width
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if size > MEMORY_SHARE * memory:
@@ -136,7 +145,6 @@ def _decode(paths: Sequence[str], height: int, width: int) -> Pixels:
             f"{len(paths)} images of {height}×{width} pixels need {size / 1e9:.1f} GB of "
             f"{memory / 1e9:.1f} GB memory: choose a smaller image size"
         )
-    wanted = Preprocessing(height, width, "rgb", (0.0,) * 3, (1.0,) * 3)
     pixels = np.empty((len(paths), 3, height, width), np.uint8)
 
     def decode(start: int) -> list[str]:

@@ -136,3 +136,23 @@ def test_images_that_do_not_fit_in_memory_are_refused_at_once(tmp_path, monkeypa
     monkeypatch.setattr(folder_module, "MEMORY_SHARE", 1e-9)
     with pytest.raises(DatasetError, match="choose a smaller image size"):
         datasets.load(f"folder:{tmp_path}")
+
+
+def test_a_recipe_is_kept_for_the_model(tmp_path) -> None:
+    rng = np.random.default_rng(0)
+    pictures = {}
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for i in range(2):
+            picture = Image.fromarray(rng.integers(0, 256, (20, 30, 3), np.uint8))
+            picture.save(tmp_path / name / f"{i}.png")
+            pictures[name, i] = picture
+    recipe = {"resize": 10, "interpolation": "bicubic", "exif": False}
+    data = datasets.load(f"folder:{tmp_path}", image_size=(8, 8), recipe=recipe)
+    told = data.preprocessing
+    assert (told.resize, told.interpolation, told.exif) == (10, "bicubic", False)
+    # 10 · 30 / 20 = 15, of which 8 are cropped from 3.5, rounded to the even 4
+    resized = pictures["a", 0].resize((15, 10), Image.Resampling.BICUBIC).crop((4, 1, 12, 9))
+    np.testing.assert_array_equal(data.train.x[0], np.asarray(resized).transpose(2, 0, 1))
+    with pytest.raises(DatasetError, match="can only be set for folder"):
+        datasets.load(recipe=recipe)
