@@ -62,7 +62,8 @@ class _Number(click.ParamType):  # type: ignore[type-arg,unused-ignore]
 @click.option(
     "--preset",
     type=click.Choice(sorted(PRESETS)),
-    help="How pictures become the input, by the name of a usual recipe (docs/preprocessing.md).",
+    metavar="NAME",
+    help=f"How pictures become the input, by a usual recipe: {', '.join(PRESETS)}.",
 )
 @click.option(
     "--preprocessing",

@@ -47,9 +47,8 @@ def load(
     any training begins.
     """
     if (image_size is not None or recipe) and (spec is None or not spec.startswith("folder:")):
-        raise DatasetError(
-            "image size and resize can only be set for folder:DIR; other data have their own"
-        )
+        what = "image size" if image_size is not None else "how images are resized"
+        raise DatasetError(f"{what} can only be set for folder:DIR; other data have their own")
     if spec is None:
         return load_sample(validation=validation, seed=seed)
     kind, colon, place = spec.partition(":")
