@@ -127,6 +127,11 @@ class Preprocessing:
         planes -= self.shift[:, None]
         return out
 
+    def table(self) -> npt.NDArray[np.float32]:
+        """What `normalise` makes of each value of a byte: float32[C, 256]."""
+        values = np.arange(256, dtype=np.uint8)
+        return self.normalise(np.tile(values, (1, self.channels, 1, 1)))[0, :, 0]
+
     def to_dict(self) -> dict[str, Any]:
         """JSON values; `from_dict` is the inverse."""
         data = {**asdict(self), "mean": list(self.mean), "std": list(self.std)}

@@ -113,7 +113,8 @@ class Executor:
     def operations(self) -> int: ...
     def run(
         self,
-        inputs: Sequence[Float32Array],
+        inputs: Sequence[Float32Array | npt.NDArray[np.uint8]],
         threads: int,
         spent: npt.NDArray[np.int64] | None = None,
+        byte_values: Float32Array | None = None,
     ) -> list[Float32Array]: ...

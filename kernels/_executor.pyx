@@ -80,7 +80,8 @@ cdef extern from "executor.h" nogil:
         pass
 
     void cs_plan_run(const cs_plan *plan, cs_pace *pace, int64_t n, const float **inputs,
-                     float **results, float **arenas, int threads, int64_t *spent)
+                     const float **tables, float **results, float **arenas, int threads,
+                     int64_t *spent)
 
 # Below this number of multiply-accumulates a call a second thread costs more than it brings.
 cdef double THREADS_FROM = 6e5
@@ -469,18 +470,23 @@ cdef class Executor:
         """How many operations it has so far."""
         return self.plan.op_count
 
-    def run(self, inputs, int threads, spent=None):
+    def run(self, inputs, int threads, spent=None, byte_values=None):
         """inputs: float32[N, ...] each, C-contiguous, already checked; a list of new arrays.
+
+        byte_values: float32[C, 256], what bytes stand for in inputs that are uint8[N, C, H, W].
 
         spent: int64[threads, operations], C-contiguous, to which each thread adds the nanoseconds
         that it spends on each operation.
         """
         cdef int64_t n = len(inputs[0])
         cdef float *arenas[256]
-        cdef Buffer arena, addresses = Buffer(2 * (len(self.output_shapes) + self.input_count))
+        cdef Buffer arena, addresses = Buffer(2 * (len(self.output_shapes) + 2 * self.input_count))
         cdef float **results = <float **>addresses.data
         cdef const float **sources = <const float **>(results + len(self.output_shapes))
+        cdef const float **tables = sources + self.input_count
         cdef const float[::1] given
+        cdef const unsigned char[::1] bytes_
+        cdef const float[:, ::1] values
         cdef float[::1] flat
         outs = [np.empty((n, *shape), np.float32) for shape in self.output_shapes]
         if n == 0:
@@ -500,14 +506,19 @@ cdef class Executor:
             flat = out.reshape(-1)
             results[i] = &flat[0]
         for i, x in enumerate(inputs):
-            given = x.reshape(-1)
-            sources[i] = &given[0]
+            if x.dtype == np.uint8:
+                bytes_, values = x.reshape(-1), byte_values
+                sources[i], tables[i] = <const float *>&bytes_[0], &values[0, 0]
+            else:
+                given = x.reshape(-1)
+                sources[i], tables[i] = &given[0], NULL
         floats = self.arena_floats + self.scratch_floats
         used = [self.arenas.pop() if self.arenas else Buffer(floats)
                 for _ in range(threads)]
         for i, arena in enumerate(used):
             arenas[i] = arena.data
         with nogil:
-            cs_plan_run(&self.plan, &self.pace, n, sources, results, arenas, threads, nanoseconds)
+            cs_plan_run(&self.plan, &self.pace, n, sources, tables, results, arenas, threads,
+                        nanoseconds)
         self.arenas += used
         return outs

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from math import ceil
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -21,6 +22,7 @@ from convserve.kernels._arguments import integer
 from convserve.kernels._cores import usable_cores
 from convserve.plan import Choice, Packed, Plan, Times, compile_plan
 from convserve.plan.choose import MANY
+from convserve.plan.plan import Input
 from convserve.plan.tuning import find, read
 from convserve.preprocessing import Preprocessing
 
@@ -117,7 +119,14 @@ class Model:
         names = list(wire) if wire is not None else _names(outputs)
         asked = [self.graph.resolve(name) for name in names]
         given = self._checked_inputs(x)
-        results = self._plan(tuple(asked), len(given[0])).run(given, self.threads)
+        plan = self._plan(tuple(asked), len(given[0]))
+        table = None
+        if any(array.dtype == np.uint8 for array in given):
+            if plan.reads_bytes:
+                table = self._byte_values
+            else:
+                given = [self._normalised(array) for array in given]
+        results = plan.run(given, self.threads, table)
         if outputs is None and len(results) == 1:
             return results[0]
         return dict(zip(names, results, strict=True))
@@ -170,7 +179,7 @@ class Model:
                     self._plans[key] = plan
         return plan
 
-    def _checked_inputs(self, x: Any) -> list[Array]:
+    def _checked_inputs(self, x: Any) -> list[Input]:
         """One array for each input, in the graph's order."""
         inputs = self.graph.inputs
         if len(inputs) == 1 and not isinstance(x, Mapping):
@@ -206,7 +215,7 @@ class Model:
             raise ShapeError(f"all inputs must have the same N, got {counts}")
         return checked
 
-    def _checked(self, x: Any, what: str, shape: Shape) -> Array:
+    def _checked(self, x: Any, what: str, shape: Shape) -> Input:
         if not isinstance(x, np.ndarray):
             raise TypeError(f"{what} must be a numpy array, got {type(x).__name__}")
         if x.dtype not in (np.float32, np.uint8):
@@ -221,8 +230,21 @@ class Model:
                 f"{what} must have the shape [N, {expected}], got {list(x.shape)}{hint}"
             )
         if x.dtype == np.uint8:
-            x = self._needed_preprocessing("predict with uint8 pixels").normalise(x)
+            channels = self._needed_preprocessing("predict with uint8 pixels").channels
+            if len(shape) != 3 or shape[0] != channels:
+                raise ShapeError(
+                    f"{what} may be uint8 only where it is images of {channels} channels"
+                )
         return np.ascontiguousarray(x if x.flags.aligned else x.copy())
+
+    @cached_property
+    def _byte_values(self) -> Array:
+        return self._needed_preprocessing("predict with uint8 pixels").table()
+
+    def _normalised(self, x: Any) -> Array:
+        if x.dtype == np.float32:
+            return x  # type: ignore[no-any-return]
+        return self._needed_preprocessing("predict with uint8 pixels").normalise(x)
 
     def _needed_preprocessing(self, what: str) -> Preprocessing:
         if self.preprocessing is None:

@@ -70,7 +70,8 @@ def compile_plan(
         checked[name] = float32_shaped(params[name], name, spec.shape, "as its layer says")
     steps = join_moves(lower(graph, checked, list(dict.fromkeys(asked))))
     compiler = _Compiler(graph, steps, asked, choice, {} if packed is None else packed)
-    return Plan(compiler.run(), steps, compiler.parts)
+    reads = not any(steps.outputs[name] in graph.inputs for name in asked)
+    return Plan(compiler.run(), steps, compiler.parts, reads)
 
 
 class _Compiler:
@@ -106,7 +107,7 @@ class _Compiler:
             self.note_copy("input", prod(copy.shape), (True, copy.planar), copy.level)
         for level, step in zip(self.levels, self.steps.steps, strict=True):
             source = self.source(step.inputs[0], step, level)
-            planar = source is None or source.planar
+            planar = source.planar
             kernel = choose(step, self.steps.shapes, planar, groups[level], self.choice)
             first = executor.operations
             self.emit(level, step, kernel)
@@ -197,24 +198,21 @@ class _Compiler:
                 f"values, more than {MAX_ELEMENTS}"
             )
 
-    def source(self, name: str, step: Step, level: int) -> Value | None:
-        """The value that a step reads; None for an input of the network read in place."""
+    def source(self, name: str, step: Step, level: int) -> Value:
+        """The value that a step reads: of an input of the network, a copy in the arena."""
         if name not in self.shapes:
             return self.values[name]
         shape = self.shapes[name]
         planar = isinstance(step.op, layers.Affine) or (
             isinstance(step.op, layers.Conv2d) and shape[0] < PLANAR_CHANNELS
         )
-        if planar and (isinstance(step.op, layers.Affine) or self.halo(step) == NO_HALO):
-            return None
         new = Value(shape, level, 0, 0, planar=planar, level=level)
         return self.copies.setdefault((name, planar), new)
 
-    def read(self, value: Value | None, level: int, now: int, halo: Halo) -> None:
-        if value is not None:
-            value.last = max(value.last, now)
-            value.level = max(value.level, level)
-            value.halo = tuple(map(max, value.halo, halo))  # type: ignore[assignment]
+    def read(self, value: Value, level: int, now: int, halo: Halo) -> None:
+        value.last = max(value.last, now)
+        value.level = max(value.level, level)
+        value.halo = tuple(map(max, value.halo, halo))  # type: ignore[assignment]
 
     def halo(self, step: Step) -> Halo:
         if not isinstance(step.op, layers.Conv2d):
@@ -227,10 +225,7 @@ class _Compiler:
     def emit(self, level: int, step: Step, kernel: Kernel) -> None:
         op, executor = step.op, self.executor
         sources = [self.source(name, step, level) for name in step.inputs]
-        x = [
-            self.external[name] if source is None else source.tensor
-            for name, source in zip(step.inputs, sources, strict=True)
-        ]
+        x = [source.tensor for source in sources]
         y = self.values[step.name].tensor
         shape = self.steps.shapes[step.inputs[0]]
         match op:
@@ -240,7 +235,7 @@ class _Compiler:
                 assert step.weight is not None
                 c, h, w = image_shape(shape)
                 weight = step.weight.reshape(-1, c, h, w)
-                planar = sources[0] is None
+                planar = sources[0].planar
                 size = h, w, 1, 0, 1, 1, "floor", planar
                 packed = self.shared(step, kernel, PackedConv, weight, step.bias, *size)
                 executor.affine(level, x[0], y, packed, step.activation)
@@ -306,7 +301,7 @@ class _Compiler:
         return weights_there
 
     def emit_conv(
-        self, level: int, step: Step, kernel: Kernel, source: Value | None, x: int, y: int
+        self, level: int, step: Step, kernel: Kernel, source: Value, x: int, y: int
     ) -> None:
         op, shape = step.op, image_shape(self.steps.shapes[step.inputs[0]])
         assert isinstance(op, layers.Conv2d) and step.weight is not None
@@ -323,7 +318,7 @@ class _Compiler:
             self.executor.winograd(level, x, y, wino, window, step.activation, residual, pooled)
         else:
             size = *shape[1:], op.stride, op.padding, op.dilation, op.groups, "floor"
-            planar = source is None or source.planar
+            planar = source.planar
             packed = self.shared(step, kernel, PackedConv, step.weight, step.bias, *size, planar)
             pool = None
             if step.pool is not None:

@@ -18,6 +18,7 @@ from convserve.plan.lower import Step, Steps
 __all__ = ["Plan", "PlanStep"]
 
 Array = npt.NDArray[np.float32]
+Input = npt.NDArray[np.float32] | npt.NDArray[np.uint8]
 # An image must get faster by this factor for a larger batch to count as more efficient.
 WORTH_WHILE = 0.98
 
@@ -82,8 +83,11 @@ class PlanStep:
 class Plan:
     """An executable network; `run` may be called by several threads at a time."""
 
-    def __init__(self, executor: Executor, steps: Steps, parts: Sequence[PlanStep]) -> None:
+    def __init__(
+        self, executor: Executor, steps: Steps, parts: Sequence[PlanStep], reads_bytes: bool
+    ) -> None:
         self._executor = executor
+        self.reads_bytes = reads_bytes  # not if an input is an output as well
         self.steps = steps
         self.parts = tuple(parts)
 
@@ -92,12 +96,15 @@ class Plan:
         """Memory for the values between the layers, a thread."""
         return int(self._executor.arena_bytes)
 
-    def run(self, x: Array | Sequence[Array], threads: int = 1) -> list[Array]:
+    def run(
+        self, x: Input | Sequence[Input], threads: int = 1, table: Array | None = None
+    ) -> list[Array]:
         """x: float32[N, C, H, W], C-contiguous; with several inputs, one such array for each.
 
-        Returns new arrays, one for each output.
+        Where the plan `reads_bytes`, x may also be uint8, each byte standing for its value in the
+        table, float32[C, 256]. Returns new arrays, one for each output.
         """
-        return self._executor.run([x] if isinstance(x, np.ndarray) else x, threads)
+        return self._executor.run([x] if isinstance(x, np.ndarray) else x, threads, None, table)
 
     def profile(
         self, x: Array | Sequence[Array], threads: int = 1, runs: int = 9

@@ -16,7 +16,7 @@ struct cs_barrier {
 typedef struct run {
     const cs_plan *plan;
     int64_t n;
-    const float *const *inputs;
+    const float *const *inputs, *const *tables;
     float *const *results;
     float *const *arenas;
     int64_t *spent;                         /* as for cs_plan_run */
@@ -72,8 +72,8 @@ static void run_level(cs_task *task, int level, int64_t first, int64_t images) {
 static void work(void *argument, int rank, int size) {
     run *r = argument;
     const cs_plan *plan = r->plan;
-    cs_task task = {.plan = plan, .inputs = r->inputs, .results = r->results, .size = 1,
-                    .barrier = &r->barrier};
+    cs_task task = {.plan = plan, .inputs = r->inputs, .tables = r->tables, .results = r->results,
+                    .size = 1, .barrier = &r->barrier};
     task.scratch = r->arenas[rank] + plan->scratch;
     task.shared_scratch = r->arenas[0] + plan->scratch;
     if (r->spent)
@@ -133,10 +133,11 @@ static void learn(cs_pace *pace, int shared, int64_t nanoseconds) {
 }
 
 void cs_plan_run(const cs_plan *plan, cs_pace *pace, int64_t n, const float *const *inputs,
-                 float *const *results, float *const *arenas, int threads, int64_t *spent) {
+                 const float *const *tables, float *const *results, float *const *arenas,
+                 int threads, int64_t *spent) {
     const int64_t chunk = plan->group[plan->levels - 1];
-    run r = {.plan = plan, .n = n, .inputs = inputs, .results = results, .arenas = arenas,
-             .spent = spent};
+    run r = {.plan = plan, .n = n, .inputs = inputs, .tables = tables, .results = results,
+             .arenas = arenas, .spent = spent};
     atomic_init(&r.next, 0);
     atomic_init(&r.barrier.arrived, 0);
     atomic_init(&r.barrier.round, 0);

@@ -45,6 +45,20 @@ static void zero_halo(const cs_task *task, const cs_tensor *t, float *first_pixe
     }
 }
 
+/* Raw pixels through a table of 256 values for each channel; the arguments as of `stage`. */
+static void stage_bytes(const cs_task *task, const cs_tensor *tx, const cs_tensor *ty, const uint8_t *x,
+                        const float *table, float *y) {
+    const int block = ty->planar ? 1 : task->plan->kernels->block;
+    const span part = share(task, tx->channels * (int64_t)tx->height);
+    for (int64_t i = part.from; i < part.to; i++) {
+        const int64_t c = i / tx->height, h = i % tx->height;
+        const uint8_t *row = x + c * tx->plane + h * tx->row;
+        float *out = y + c / block * ty->plane + h * ty->row + c % block;
+        for (int w = 0; w < tx->width; w++)
+            out[w * ty->px] = table[c * 256 + row[w]];
+    }
+}
+
 static void stage(const cs_task *task, const cs_tensor *tx, const cs_tensor *ty, const float *x, float *y) {
     const cs_kernels *k = task->plan->kernels;
     const int64_t height = tx->height;
@@ -342,7 +356,12 @@ static void one_image(const cs_task *task, const cs_op *op, int64_t i) {
     span rows;
     switch (op->kind) {
     case CS_STAGE:
-        stage(task, tx, &plan->tensors[op->y], x, pixels(task, op->y, i));
+        if (tx->offset < 0 && task->tables[-1 - tx->offset])
+            stage_bytes(task, tx, &plan->tensors[op->y],
+                        (const uint8_t *)task->inputs[-1 - tx->offset] + i * tx->image,
+                        task->tables[-1 - tx->offset], pixels(task, op->y, i));
+        else
+            stage(task, tx, &plan->tensors[op->y], x, pixels(task, op->y, i));
         break;
     case CS_FLATTEN:
         to_nchw(task, tx, x, pixels(task, op->y, i));

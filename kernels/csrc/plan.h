@@ -112,6 +112,7 @@ struct cs_barrier;
 typedef struct cs_task {
     const cs_plan *plan;
     const float *const *inputs;     /* the batch */
+    const float *const *tables;     /* float32[C][256] for an input of bytes, NULL for one of floats */
     float *const *results;
     float *arena;                   /* of all threads that share the images */
     float *scratch, *shared_scratch; /* this thread's own, and that of rank 0 */

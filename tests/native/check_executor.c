@@ -49,10 +49,10 @@ static void make_plan(void) {
 
 static void run_plan(int64_t n, const float *x, float *y, int threads) {
     float *arenas[THREADS], *results[] = {y};
-    const float *inputs[] = {x};
+    const float *inputs[] = {x}, *tables[] = {NULL};
     for (int i = 0; i < THREADS; i++)
         arenas[i] = floats(arena_floats);
-    cs_plan_run(&plan, &pace, n, inputs, results, arenas, threads, NULL);
+    cs_plan_run(&plan, &pace, n, inputs, tables, results, arenas, threads, NULL);
     for (int i = 0; i < THREADS; i++)
         free(arenas[i]);
 }
