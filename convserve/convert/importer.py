@@ -98,8 +98,10 @@ def convert_model(
 ) -> ModelFile:
     """As `convert_onnx`, of a message; `folder` holds the files with its external data."""
     try:
-        graph, params = _converted(model, folder, input_shape, layout)
+        graph, params, inputs = _converted(model, folder, input_shape, layout)
         said_labels, said_preprocessing, provenance = _metadata(model)
+        if last := {given.name: "nhwc" for given in inputs if given.last}:
+            provenance["source_layout"] = last
     except ConversionError:
         raise
     except FAULTS as error:  # names that are no text, and the like
@@ -116,15 +118,15 @@ def convert_model(
 
 def _converted(
     model: ModelProto, folder: Path | None, input_shape: InputShape | None, layout: str | None
-) -> tuple[Graph, Params]:
+) -> tuple[Graph, Params, list[Input]]:
     inputs, batch = read_inputs(model, input_shape, layout)
     if not model.graph.output:
         raise ConversionError("the model has no outputs")
     if any(given.unsure for given in inputs):
         with suppress(UnsupportedOperatorError):
-            return _convert(model, folder, inputs, batch, input_shape is None)
+            return *_convert(model, folder, inputs, batch, input_shape is None), inputs
         inputs = [replace(i, last=not i.last) if i.unsure else i for i in inputs]
-    return _convert(model, folder, inputs, batch, input_shape is None)
+    return *_convert(model, folder, inputs, batch, input_shape is None), inputs
 
 
 def _convert(

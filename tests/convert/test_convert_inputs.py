@@ -66,6 +66,7 @@ def test_images_and_rows_to_a_feature_map_and_scores(tmp_path: Path) -> None:
     converted = convert_model(proto)
     assert converted.graph.inputs == {"photo": (3, 9, 8), "mask": (6, 9, 8), "facts": (4,)}
     assert converted.graph.outputs == {"y": "dense", "m": "masked"}
+    assert converted.provenance["source_layout"] == {"photo": "nhwc"}
     save(tmp_path / "m.npz", converted)
     assert load(tmp_path / "m.npz").graph == converted.graph
     engine, runner = Model.from_file(load(tmp_path / "m.npz")), ReferenceEvaluator(proto)
