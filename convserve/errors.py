@@ -3,6 +3,7 @@
 ConvserveError
 ├── ShapeError (also ValueError)         an array, a size or a layer does not fit
 ├── ModelFileError (also ValueError)     an `.npz` is missing, malformed or of a newer format
+├── ConfigError (also ValueError)        how a model is to be served is said wrongly
 ├── DatasetError (also ValueError)       training or test data is missing or inconsistent
 ├── ImageError (also ValueError)         an image can't be decoded or is over a limit
 ├── TrainingError (also ValueError)      a training setting is out of range, or the loss diverged
@@ -14,7 +15,13 @@ ConvserveError
     ├── InvalidRequestError              the request itself is wrong
     ├── ModelNotFoundError
     ├── ModelNotReadyError
+    ├── ModelLoadError                   a model can't be loaded into the server
+    ├── RepositoryControlError           loading and unloading is not open to callers
+    ├── RegionNotFoundError              no shared memory region of that name
+    ├── AlreadyExistsError               a shared memory region of that name is registered
+    ├── SwitchedOffError                 a call that the server was not started with
     ├── QueueFullError
+    ├── QueueTimeoutError
     ├── DeadlineExceededError
     ├── CancelledError
     └── StoppingError                    the server has begun to stop
@@ -25,8 +32,10 @@ A wrong dtype or type of argument raises the built-in TypeError.
 from __future__ import annotations
 
 __all__ = [
+    "AlreadyExistsError",
     "CancelledError",
     "CheckpointError",
+    "ConfigError",
     "ConversionError",
     "ConvserveError",
     "DatasetError",
@@ -35,11 +44,16 @@ __all__ = [
     "InferenceError",
     "InvalidRequestError",
     "ModelFileError",
+    "ModelLoadError",
     "ModelNotFoundError",
     "ModelNotReadyError",
     "QueueFullError",
+    "QueueTimeoutError",
+    "RegionNotFoundError",
+    "RepositoryControlError",
     "ShapeError",
     "StoppingError",
+    "SwitchedOffError",
     "TrainingError",
     "UnknownNameError",
     "UnsupportedOperatorError",
@@ -56,6 +70,10 @@ class ShapeError(ConvserveError, ValueError):
 
 class ModelFileError(ConvserveError, ValueError):
     """A model file is missing, malformed, or of a newer format; names the file and the fault."""
+
+
+class ConfigError(ConvserveError, ValueError):
+    """A model's configuration has an unknown key or a wrong value; names the key and the rule."""
 
 
 class DatasetError(ConvserveError, ValueError):
@@ -102,11 +120,35 @@ class ModelNotReadyError(InferenceError):
     """The model exists and is not ready to serve."""
 
 
+class ModelLoadError(InferenceError):
+    """A model can't be loaded; what was served before is served still."""
+
+
+class RepositoryControlError(InferenceError):
+    """The server does not load and unload models on a caller's word."""
+
+
+class RegionNotFoundError(InferenceError):
+    """No shared memory region of that name is registered."""
+
+
+class AlreadyExistsError(InferenceError):
+    """A shared memory region of that name is registered already."""
+
+
+class SwitchedOffError(InferenceError):
+    """The server was started without what the call needs."""
+
+
 class QueueFullError(InferenceError):
     """The model's request queue is at its bound."""
 
     retry_after: float = 0.1
     """Seconds after which trying again makes sense."""
+
+
+class QueueTimeoutError(InferenceError):
+    """The request has waited for as long as its queue's policy allows."""
 
 
 class DeadlineExceededError(InferenceError):

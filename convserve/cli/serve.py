@@ -7,11 +7,16 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from convserve.cli._common import threads_option
+
+if TYPE_CHECKING:
+    from convserve.serving.logs import LogSettings
 
 _MIB = 1024 * 1024
 _PORT = click.IntRange(0, 65535)
@@ -23,7 +28,33 @@ _PORT = click.IntRange(0, 65535)
     "--model-repository",
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="Serve the highest version of each model in DIR/<model>/<version>/model.npz.",
+    help="Serve the models in DIR/<model>/<version>/model.npz, as DIR/<model>/config.toml says.",
+)
+@click.option(
+    "--model-control-mode",
+    type=click.Choice(["none", "poll", "explicit"]),
+    default="none",
+    show_default=True,
+    help="none: the models of the start. poll: follow changes of DIR. explicit: callers load and "
+    "unload. In all of them SIGHUP reloads what has changed.",
+)
+@click.option(
+    "--load-model",
+    multiple=True,
+    metavar="NAME",
+    help="With explicit control, a model to load at the start; '*' is all. May be repeated.",
+)
+@click.option(
+    "--repository-poll-secs",
+    type=click.FloatRange(0.05, 86400),
+    default=15.0,
+    show_default=True,
+    help="Seconds between two looks; a change is taken over when it has not moved in between.",
+)
+@click.option(
+    "--system-shared-memory",
+    is_flag=True,
+    help="Let callers on this machine pass tensors through /dev/shm.",
 )
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", type=_PORT, default=8001, show_default=True, help="gRPC; 0: a free port.")
@@ -40,7 +71,7 @@ _PORT = click.IntRange(0, 65535)
     type=click.IntRange(1, 65536),
     default=64,
     show_default=True,
-    help="Images in a request, and in a batch that requests share.",
+    help="Images in a request, and in a batch that requests share; a model's config.toml wins.",
 )
 @click.option(
     "--max-queue-delay-us",
@@ -87,6 +118,10 @@ _PORT = click.IntRange(0, 65535)
 def command(
     model: Path | None,
     model_repository: Path | None,
+    model_control_mode: str,
+    load_model: tuple[str, ...],
+    repository_poll_secs: float,
+    system_shared_memory: bool,
     host: str,
     port: int,
     metrics_port: int,
@@ -107,6 +142,9 @@ def command(
     \b
       ready grpc=HOST:PORT metrics=HOST:PORT model=NAME[,NAME...]
 
+    How a model is served (batching, queues, priorities, versions, warm-up) is said in its
+    config.toml: see docs/configuration.md. The options below are for what that leaves open.
+
     SIGTERM or Ctrl-C stops it: requests that were accepted are answered, new ones are not taken.
     Exit status 0 if that was done within --exit-timeout, else 1. A second signal stops it at once.
     """
@@ -120,22 +158,24 @@ def command(
         raise click.UsageError(f"{path} is a directory: use --model-repository {path}")
     if not host:
         raise click.UsageError("--host must not be empty; 0.0.0.0 is every address")
-    logging.basicConfig(
-        stream=sys.stderr,
-        level=log_level.upper(),
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-    )
+    explicit = model_control_mode == "explicit"
+    if load_model and not explicit:
+        raise click.UsageError("--load-model needs --model-control-mode explicit")
+    names = None if "*" in load_model or not explicit else load_model
 
     from convserve.engine.repository import ModelRepository
-    from convserve.engine.scheduler import Batching
+    from convserve.serving.logs import LogSettings
     from convserve.serving.server import Options, Server
 
-    batching = Batching(
-        max_batch_size=max_batch_size,
-        max_queue_delay=max_queue_delay_us * 1e-6,
-        max_queue_size=max_queue_size,
-    )
-    repository = ModelRepository.open(path, batching=batching, threads=threads)
+    logs = _log_to_stderr(LogSettings(getattr(logging, log_level.upper())))
+    defaults = {
+        "max_batch_size": max_batch_size,
+        "dynamic_batching": {
+            "max_queue_delay_microseconds": max_queue_delay_us,
+            "default_queue_policy": {"max_queue_size": max_queue_size},
+        },
+    }
+    repository = ModelRepository.open(path, defaults=defaults, threads=threads, names=names)
     signals = _Signals()
     server = Server(
         repository,
@@ -146,12 +186,17 @@ def command(
             max_message_bytes=max_message_mb * _MIB,
             max_pixels=max_pixels,
             decode_threads=threads,
+            explicit_control=explicit,
+            poll_seconds=repository_poll_secs if model_control_mode == "poll" else None,
+            shared_memory=system_shared_memory,
         ),
+        logs,
     )
+    signals.on_hangup = server.reload
     address = f"[{host}]" if ":" in host else host
-    names = ",".join(served.name for served in repository.models())
+    served = ",".join(dict.fromkeys(served.name for served in repository.models()))
     click.echo(
-        f"ready grpc={address}:{server.port} metrics={address}:{server.metrics_port} model={names}"
+        f"ready grpc={address}:{server.port} metrics={address}:{server.metrics_port} model={served}"
     )
     sys.stdout.flush()
     signals.wait()
@@ -162,8 +207,23 @@ def command(
     os._exit(1)  # threads that still compute can't be ended in any other way
 
 
+def _log_to_stderr(settings: LogSettings) -> LogSettings:
+    """Log what `settings` let through, now and after they have changed."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.addFilter(settings)
+    logging.basicConfig(
+        handlers=[handler],
+        level=logging.INFO,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+    )
+    logging.getLogger("convserve").setLevel(logging.DEBUG)
+    return settings
+
+
 class _Signals:
     """The first SIGTERM or SIGINT ends `wait()`; the second ends the process on the spot.
+
+    SIGHUP calls `on_hangup`.
 
     Python runs signal handlers on the main thread only, which may be asleep in a wait when another
     thread is given the signal. So the news goes through a pipe that Python's own C handler writes
@@ -173,17 +233,21 @@ class _Signals:
     _NUMBERS = (signal.SIGTERM, signal.SIGINT)
 
     def __init__(self) -> None:
+        self.on_hangup: Callable[[], None] = lambda: None
         self._first = threading.Event()
         reader, writer = os.pipe()
         os.set_blocking(writer, False)
         signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-        for number in self._NUMBERS:
+        for number in (*self._NUMBERS, signal.SIGHUP):
             signal.signal(number, lambda _number, _frame: None)  # the pipe has it
         threading.Thread(target=self._watch, args=(reader,), name="signals", daemon=True).start()
 
     def _watch(self, reader: int) -> None:
         while True:
-            if os.read(reader, 1)[0] in self._NUMBERS:
+            number = os.read(reader, 1)[0]
+            if number == signal.SIGHUP:
+                self.on_hangup()
+            elif number in self._NUMBERS:
                 if self._first.is_set():
                     os._exit(1)
                 self._first.set()

@@ -36,25 +36,32 @@ class Mergeable(Protocol):
 Request = TypeVar("Request", bound=Mergeable)
 
 
-def select(waiting: Iterable[Request], limit: int) -> tuple[list[Request], bool]:
-    """The oldest request with those behind it that may join it, up to `limit` images.
+def select(
+    waiting: Iterable[Request], limit: int, preferred: Sequence[int] = ()
+) -> tuple[list[Request], bool]:
+    """The first request with those behind it that may join it, up to `limit` images.
 
-    Returns the requests, oldest first, and whether the batch is full: nothing that arrives later
-    could join it. A request never overtakes an older one of the same key, even if the older one
-    does not fit and the newer one would.
+    Returns the requests in their order, and whether the batch shall go at once: it has `limit`
+    images, or nothing that arrives later could join it, or it has the largest preferred size that
+    can be made. A request never overtakes one of the same key before it, even if that one does not
+    fit and the later one would.
     """
     chosen: list[Request] = []
-    size = 0
+    size = best = 0
+    full = False
     for request in waiting:
         if chosen and request.key != chosen[0].key:
             continue
         if chosen and size + request.size > limit:
-            return chosen, True
+            full = True
+            break
         chosen.append(request)
         size += request.size
         if size >= limit:
             return chosen, True
-    return chosen, False
+        if size in preferred:
+            best = len(chosen)
+    return (chosen[:best], True) if best else (chosen, full)
 
 
 def count(x: Inputs) -> int:

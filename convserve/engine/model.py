@@ -103,7 +103,9 @@ class Model:
         """The output tensors' names on the wire."""
         return tuple(self.graph.outputs)
 
-    def predict(self, x: Inputs, outputs: Sequence[str] | None = None) -> Array | dict[str, Array]:
+    def predict(
+        self, x: Inputs, outputs: Sequence[str] | None = None, *, threads: int | None = None
+    ) -> Array | dict[str, Array]:
         """Runs a batch of images, float32 or uint8 [N, C, H, W], N from 0 on.
 
         float32 is taken as already normalised; uint8 is raw pixels, 0 to 255, and gets the model's
@@ -111,12 +113,14 @@ class Model:
         in the order of `inputs`, of equal N. Returns the graph's output, such as
         float32[N, classes]; for a graph with several outputs, or where `outputs` names layers
         ("conv1", "pool1", "logits"), a dict of arrays by these names.
+        threads: how many this call may use, at most the model's own.
 
         Raises ShapeError and TypeError for an x that does not fit, UnknownNameError for an output
         that does not exist.
         """
         wire = self.graph.outputs if outputs is None else None
         names = list(wire) if wire is not None else _names(outputs)
+        limit = self.threads if threads is None else min(threads, self.threads)
         asked = [self.graph.resolve(name) for name in names]
         given = self._checked_inputs(x)
         plan = self._plan(tuple(asked), len(given[0]))
@@ -126,7 +130,7 @@ class Model:
                 table = self._byte_values
             else:
                 given = [self._normalised(array) for array in given]
-        results = plan.run(given, self.threads, table)
+        results = plan.run(given, limit, table)
         if outputs is None and len(results) == 1:
             return results[0]
         return dict(zip(names, results, strict=True))

@@ -1,34 +1,39 @@
-"""The models that a server serves: one file, or DIR/<model>/<version>/model.npz.
+"""The models that a server serves, each in one or more versions, while they come and go.
 
-Of each model the highest version is served. Names are checked before they touch the file system,
-and a link that leads outside the directory is refused, so nothing outside it is ever opened.
+    load    ── read, check, plan, warm up beside what is served ──> switch ──> old versions drain
+                            └── any fault: nothing has changed
+
+Who computes with a version holds it from `acquire` to `release`; a version that was replaced is
+stopped when nobody holds it any more. So no request fails because of a switch, and each is answered
+by one version from beginning to end.
 """
 
 from __future__ import annotations
 
 import logging
 import re
+import threading
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import numpy as np
+from convserve.engine.budget import ThreadBudget
+from convserve.engine.loader import Loader, Override, ServedModel
+from convserve.engine.source import Source, check_name, shown
+from convserve.errors import (
+    ConvserveError,
+    InvalidRequestError,
+    ModelLoadError,
+    ModelNotFoundError,
+    ModelNotReadyError,
+)
+from convserve.kernels._cores import usable_cores
 
-from convserve import model_file
-from convserve.engine.model import Model
-from convserve.engine.scheduler import Batching, BatchScheduler
-from convserve.engine.statistics import Statistics
-from convserve.errors import InvalidRequestError, ModelFileError, ModelNotFoundError
-from convserve.plan import tuning
-
-__all__ = ["IndexEntry", "ModelRepository", "ServedModel", "find_models"]
+__all__ = ["IndexEntry", "ModelRepository", "ServedModel"]
 
 _log = logging.getLogger(__name__)
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
-_VERSION = re.compile(r"[1-9][0-9]{0,17}")
-MODEL_FILENAME = "model.npz"
+READY, UNAVAILABLE, LOADING, UNLOADING = "READY", "UNAVAILABLE", "LOADING", "UNLOADING"
 
 
 class IndexEntry(NamedTuple):
@@ -40,86 +45,293 @@ class IndexEntry(NamedTuple):
     reason: str
 
 
-class Found(NamedTuple):
-    """A model version on disk."""
+class _Entry:
+    """A model of any state. `changing` is held while it loads or unloads."""
 
-    name: str
-    version: str
-    path: Path
-
-
-@dataclass(frozen=True)
-class ServedModel:
-    """One version of a model, ready to answer requests."""
-
-    name: str
-    version: str
-    model: Model
-    scheduler: BatchScheduler
-
-    @property
-    def statistics(self) -> Statistics:
-        """What it has done so far."""
-        return self.scheduler.statistics
+    def __init__(self) -> None:
+        self.changing = threading.Lock()
+        self.ready: dict[int, ServedModel] = {}
+        self.others: dict[int, tuple[str, str]] = {}  # state and reason of versions not ready
+        self.stamp: tuple[object, ...] | None = None  # on disk when it was last loaded or tried
+        self.seen: tuple[object, ...] | None = None  # on disk at the last look
+        self.overridden = False
 
 
 class ModelRepository:
-    """All served models by name; loaded and warmed up when this is made, fixed from then on."""
+    """All models by name; every method may be called from any thread."""
 
-    def __init__(self, models: Mapping[str, ServedModel]) -> None:
-        self._models = dict(models)
+    def __init__(self, models: Iterable[ServedModel] = (), loader: Loader | None = None) -> None:
+        self._loader = loader
+        self._changed = threading.Condition(threading.Lock())  # guards all below, never for long
+        self._entries: dict[str, _Entry] = {}
+        self._draining = 0
+        self._listeners: list[Callable[[str, bool], None]] = []
+        for served in models:
+            entry = self._entries.setdefault(served.name, _Entry())
+            entry.ready[int(served.version)] = served
 
     @classmethod
     def open(
-        cls, path: Path | str, *, batching: Batching | None = None, threads: int | None = None
+        cls,
+        path: Path | str,
+        *,
+        defaults: Mapping[str, Any] | None = None,
+        threads: int | None = None,
+        names: Iterable[str] | None = None,
     ) -> ModelRepository:
         """Load what `path` holds, a model file or a directory of models.
 
-        Each model runs once at batch 1 and once at the largest batch, so that no request pays for
-        first use. Raises ModelFileError if anything in it can't be served.
+        defaults: tables as in config.toml, for what a model's own does not say. threads: how many
+        all models together may compute on; by default the cores that the process may use. names:
+        the models to load; by default all, of which there must be one. Raises ModelFileError or
+        ConfigError if any of them can't be served.
         """
-        batching = batching or Batching()
-        models = {}
-        for found in find_models(Path(path)):
-            started = time.monotonic()
-            loaded = model_file.load(found.path)
-            times = tuning.find(found.path, loaded.graph)
-            model = Model.from_file(loaded, name=found.name, threads=threads, times=times)
-            for size in sorted({1, batching.max_batch_size}):
-                shapes = {name: (size, *shape) for name, shape in model.inputs.items()}
-                model.predict({name: np.zeros(s, np.float32) for name, s in shapes.items()})
-            scheduler = BatchScheduler(model, batching, name=found.name)
-            models[found.name] = ServedModel(found.name, found.version, model, scheduler)
-            seconds = time.monotonic() - started
-            _log.info("loaded model %s version %s in %.2f s", found.name, found.version, seconds)
-        return cls(models)
+        budget = ThreadBudget(min(threads or usable_cores(), usable_cores()))
+        loader = Loader(Source(Path(path)), defaults=defaults, budget=budget)
+        self = cls(loader=loader)
+        found = loader.source.names(strict=True) if names is None else list(dict.fromkeys(names))
+        if names is None and not found:
+            raise ModelLoadError(f"{path}: holds no <model>/<version>/model.npz")
+        try:
+            for name in found:
+                self.load(name)
+        except ConvserveError:
+            self.stop()
+            raise
+        return self
+
+    def listen(self, listener: Callable[[str, bool], None]) -> None:
+        """Call `listener(name, ready)` after every load and unload, and now for what is ready."""
+        with self._changed:
+            self._listeners.append(listener)
+            names = [name for name, entry in self._entries.items() if entry.ready]
+        for name in names:
+            listener(name, True)
+
+    # Requests
+
+    def acquire(self, name: str, version: str = "") -> ServedModel:
+        """The model's version to compute with; an empty one is the highest that is ready.
+
+        It stays usable until `release`. Raises ModelNotFoundError, ModelNotReadyError, or
+        InvalidRequestError if `version` is not a positive integer.
+        """
+        with self._changed:
+            served = self._find(name, version)
+            served.uses += 1
+            return served
+
+    def release(self, served: ServedModel) -> None:
+        """The caller of `acquire` needs it no more."""
+        with self._changed:
+            served.uses -= 1
+            if not served.uses and self._draining:
+                self._changed.notify_all()
 
     def get(self, name: str, version: str = "") -> ServedModel:
-        """The model of that name; an empty version is the served one.
+        """As `acquire`, to look at and not to compute with."""
+        with self._changed:
+            return self._find(name, version)
 
-        Raises ModelNotFoundError, or InvalidRequestError if `version` is not a positive integer.
-        """
+    def _find(self, name: str, version: str) -> ServedModel:
         if version and not re.fullmatch(r"0{0,9}[1-9][0-9]{0,17}", version):
             raise InvalidRequestError(
-                f"model version {_shown(version)} is not valid: it should be an integer > 0"
+                f"model version {shown(version)} is not valid: it should be an integer > 0"
             )
-        served = self._models.get(name)
-        if served is None:
-            raise ModelNotFoundError(f"Request for unknown model: {_shown(name)} is not found")
-        if version and int(version) != int(served.version):
-            raise ModelNotFoundError(
-                f"Request for unknown model: {_shown(name)} version {int(version)} is not found; "
-                f"version {served.version} is served"
-            )
-        return served
+        entry = self._entries.get(name)
+        unknown = f"Request for unknown model: {shown(name)}"
+        if entry is None:
+            raise ModelNotFoundError(f"{unknown} is not found")
+        if not version:
+            if not entry.ready:
+                raise ModelNotFoundError(f"{unknown} has no available versions")
+            return entry.ready[max(entry.ready)]
+        number = int(version)
+        if number in entry.ready:
+            return entry.ready[number]
+        if number in entry.others:
+            raise ModelNotReadyError(f"{unknown} version {number} is not at ready state")
+        served = ", ".join(map(str, sorted(entry.ready))) or "none"
+        raise ModelNotFoundError(
+            f"{unknown} version {number} is not found; versions that are ready: {served}"
+        )
+
+    # What there is
 
     def models(self) -> list[ServedModel]:
-        """All served models, by name."""
-        return [self._models[name] for name in sorted(self._models)]
+        """All versions that are ready, by name and version."""
+        with self._changed:
+            return [
+                self._entries[name].ready[version]
+                for name in sorted(self._entries)
+                for version in sorted(self._entries[name].ready)
+            ]
 
-    def index(self) -> list[IndexEntry]:
-        """What RepositoryIndex answers."""
-        return [IndexEntry(m.name, m.version, "READY", "") for m in self.models()]
+    def versions(self, name: str) -> list[str]:
+        """The versions of a model that are ready, ascending."""
+        with self._changed:
+            entry = self._entries.get(name)
+            return [] if entry is None else [str(version) for version in sorted(entry.ready)]
+
+    def index(self, *, only_ready: bool = False) -> list[IndexEntry]:
+        """Every known version with its state; models on disk that nobody loaded have none."""
+        with self._changed:
+            lines = [
+                IndexEntry(name, str(version), *entry.others.get(version, (READY, "")))
+                for name, entry in self._entries.items()
+                for version in sorted({*entry.ready, *entry.others})
+            ]
+        known = {line.name for line in lines}
+        if self._loader is not None:
+            names = set(self._loader.source.names()) - known
+            lines += [IndexEntry(name, "", UNAVAILABLE, "not loaded") for name in names]
+        lines.sort(key=lambda line: (line.name, int(line.version or 0)))
+        return [line for line in lines if line.state == READY or not only_ready]
+
+    # Changes
+
+    def load(self, name: str, override: Override | None = None) -> None:
+        """Load or reload a model; what has not changed on disk stays as it is.
+
+        Raises InvalidRequestError for a bad name, ModelLoadError for any fault of the model; in
+        both cases what was served is served on.
+        """
+        if self._loader is None or not self._loader.source.has(check_name(name)):
+            raise ModelLoadError(f"failed to load '{name}', failed to poll from model repository")
+        with self._changed:
+            entry = self._entries.setdefault(name, _Entry())
+        with entry.changing:
+            self._load(name, entry, self._loader, override)
+        self._tell(name)
+
+    def _load(self, name: str, entry: _Entry, loader: Loader, override: Override | None) -> None:
+        entry.stamp = entry.seen = loader.source.stamp(name)
+        entry.overridden = override is not None
+        fresh: dict[int, ServedModel] = {}
+        version = None
+        try:
+            config = loader.config(name, override)
+            for version in loader.wanted(name, config, override):
+                known = entry.ready.get(version)
+                if known is None:
+                    self._mark(entry, version, LOADING)
+                fresh[version] = loader.load(name, version, config, override, known)
+        except Exception as error:
+            for number, served in fresh.items():
+                if served is not entry.ready.get(number):
+                    served.scheduler.stop()
+                    self._forget(entry, number)
+            reason = str(error) if isinstance(error, ConvserveError) else repr(error)
+            if version is not None:
+                self._mark(entry, version, UNAVAILABLE, reason)
+            _log.warning("failed to load model %s: %s", name, reason)
+            raise ModelLoadError(f"failed to load '{name}', {reason}") from error
+        self._switch(name, entry, fresh)
+
+    def unload(self, name: str) -> None:
+        """Take a model out of service; requests that hold it are answered first.
+
+        Returns at once. Raises InvalidRequestError for a bad name, ModelNotFoundError.
+        """
+        with self._changed:
+            entry = self._entries.get(check_name(name))
+        if entry is None:
+            if self._loader is not None and self._loader.source.has(name):
+                return
+            raise ModelNotFoundError(f"Request for unknown model: {shown(name)} is not found")
+        with entry.changing:
+            self._switch(name, entry, {})
+        self._tell(name)
+
+    def _switch(self, name: str, entry: _Entry, fresh: dict[int, ServedModel]) -> None:
+        with self._changed:
+            old, entry.ready = entry.ready, fresh
+            retired = {v: m for v, m in old.items() if fresh.get(v) is not m}
+            entry.others = {v: (UNLOADING, "") for v in retired if v not in fresh}
+            self._draining += len(retired)
+        for version, served in retired.items():
+            if served.uses:
+                thread = threading.Thread(
+                    target=self._retire,
+                    args=(entry, version, served),
+                    name=f"unload {name}",
+                    daemon=True,
+                )
+                thread.start()
+            else:  # nobody can take it any more
+                self._retire(entry, version, served)
+
+    def _retire(self, entry: _Entry, version: int, served: ServedModel) -> None:
+        """Wait until nobody holds a version, and end it."""
+        with self._changed:
+            self._changed.wait_for(lambda: not served.uses)
+        served.scheduler.stop()
+        with self._changed:
+            self._draining -= 1
+            if entry.others.get(version) == (UNLOADING, ""):
+                del entry.others[version]
+                if not entry.ready:
+                    entry.others[version] = (UNAVAILABLE, "unloaded")
+            self._changed.notify_all()
+        _log.info("unloaded model %s version %s", served.name, served.version)
+
+    def _mark(self, entry: _Entry, version: int, state: str, reason: str = "") -> None:
+        with self._changed:
+            if version not in entry.ready:
+                entry.others[version] = (state, reason)
+
+    def _forget(self, entry: _Entry, version: int) -> None:
+        with self._changed:
+            entry.others.pop(version, None)
+
+    def _tell(self, name: str) -> None:
+        with self._changed:
+            ready = bool(self._entries[name].ready)
+            listeners = list(self._listeners)
+        for listener in listeners:
+            listener(name, ready)
+
+    def refresh(self, *, settled: bool = True, loaded_only: bool = False) -> None:
+        """Take over what has changed on disk since it was loaded; faults are logged.
+
+        settled: only what has not changed since the last look, so that a copy that is under way is
+        left alone. loaded_only: no new models.
+        """
+        if self._loader is None:
+            return
+        source = self._loader.source
+        with self._changed:
+            entries = dict(self._entries)
+        try:
+            names = sorted(set(source.names()) | set(entries))
+        except ConvserveError as error:
+            _log.warning("%s", error)
+            return
+        for name in names:
+            entry = entries.get(name)
+            if entry is None:
+                if loaded_only:
+                    continue
+                with self._changed:
+                    entry = self._entries.setdefault(name, _Entry())
+            try:
+                self._refresh(name, entry, source, settled, loaded_only)
+            except ConvserveError as error:
+                _log.warning("model %s: %s", name, error)
+
+    def _refresh(
+        self, name: str, entry: _Entry, source: Source, settled: bool, loaded_only: bool
+    ) -> None:
+        if not source.has(name):
+            if entry.ready:
+                self.unload(name)
+            return
+        stamp = source.stamp(name)
+        changed, moving = stamp != entry.stamp, stamp != entry.seen
+        entry.seen = stamp
+        due = changed and not entry.overridden and not (settled and moving)
+        if due and (entry.ready or not loaded_only):
+            self.load(name)
 
     def stop(self, timeout: float | None = None) -> bool:
         """Finish the accepted requests and take no more; whether all ended in `timeout` seconds."""
@@ -128,50 +340,7 @@ class ModelRepository:
         for served in self.models():
             left = None if deadline is None else max(deadline - time.monotonic(), 0.0)
             ended &= served.scheduler.stop(left)
+        with self._changed:
+            left = None if deadline is None else max(deadline - time.monotonic(), 0.0)
+            ended &= self._changed.wait_for(lambda: not self._draining, left)
         return ended
-
-
-def _shown(name: str) -> str:
-    """A name from the wire as part of a message, which must stay short."""
-    return f"'{name}'" if len(name) <= 128 else f"'{name[:128]}…'"
-
-
-def find_models(path: Path) -> list[Found]:
-    """The model versions to serve, by name; raises ModelFileError if there are none."""
-    if not path.exists():
-        raise ModelFileError(f"{path}: no such file or directory")
-    if not path.is_dir():
-        if not _NAME.fullmatch(path.stem):
-            raise ModelFileError(
-                f"{path}: the file's name without its suffix is the model's name, and that may "
-                f"hold only letters, digits, '.', '_' and '-': rename the file"
-            )
-        return [Found(path.stem, "1", path)]
-    root = path.resolve()
-    models = [_highest(root, folder) for folder in sorted(path.iterdir()) if _may_be_model(folder)]
-    if not models:
-        raise ModelFileError(f"{path}: holds no <model>/<version>/{MODEL_FILENAME}")
-    return models
-
-
-def _may_be_model(folder: Path) -> bool:
-    if folder.name.startswith(".") or not folder.is_dir():
-        return False
-    if not _NAME.fullmatch(folder.name):
-        raise ModelFileError(
-            f"{folder}: a model's name may hold only letters, digits, '.', '_' and '-'"
-        )
-    return True
-
-
-def _highest(root: Path, folder: Path) -> Found:
-    versions = [entry.name for entry in folder.iterdir() if _VERSION.fullmatch(entry.name)]
-    if not versions:
-        raise ModelFileError(f"{folder}: has no version, a directory named 1, 2, 3, …")
-    version = max(versions, key=int)
-    file = folder / version / MODEL_FILENAME
-    if not file.resolve().is_relative_to(root):
-        raise ModelFileError(f"{file}: leads outside the model repository {root}")
-    if not file.is_file():
-        raise ModelFileError(f"{file}: no such file")
-    return Found(folder.name, version, file)

@@ -2,10 +2,11 @@
 
     run(request) ── idle ──> computes at once, in the caller's own thread
          │
-         └── busy ──> bounded queue ──> compute thread: select, merge, predict, split ──> answer
+         └── busy ──> bounded queues ──> compute thread: select, merge, predict, split ──> answer
 
-Only one batch runs at a time. A request that arrives while the model is idle is not delayed and
-changes no thread; those that arrive meanwhile make up the next batch. All times are monotonic.
+As many batches run at a time as the model has instances, one by default, on threads from a budget
+that all models of the process share. A request that arrives while the model is idle is not delayed
+and changes no thread; those that arrive meanwhile make up the next batch. All times are monotonic.
 """
 
 from __future__ import annotations
@@ -13,25 +14,20 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
-import numpy as np
 import numpy.typing as npt
 
-from convserve.engine.batch import Batch, Inputs, count, select
+from convserve.engine.batch import Batch, Inputs, select
+from convserve.engine.budget import ThreadBudget
+from convserve.engine.config import ModelConfig
+from convserve.engine.queues import PriorityQueues
+from convserve.engine.request import Request
 from convserve.engine.statistics import Statistics
-from convserve.errors import (
-    CancelledError,
-    DeadlineExceededError,
-    QueueFullError,
-    ShapeError,
-    StoppingError,
-)
+from convserve.errors import QueueFullError, ShapeError, StoppingError
 
-__all__ = ["BatchScheduler", "Batching", "Predictor", "Request"]
+__all__ = ["BatchScheduler", "Predictor", "Request"]
 
 Array = npt.NDArray[Any]
 _log = logging.getLogger(__name__)
@@ -44,112 +40,8 @@ class Predictor(Protocol):
     def output_names(self) -> Sequence[str]: ...
 
     def predict(
-        self, x: Inputs, outputs: Sequence[str] | None = None
+        self, x: Inputs, outputs: Sequence[str] | None = None, *, threads: int | None = None
     ) -> Array | Mapping[str, Array]: ...
-
-
-@dataclass(frozen=True)
-class Batching:
-    """The knobs of dynamic batching, with Triton's meanings; the queue is always bounded."""
-
-    max_batch_size: int = 64  # images in a batch, and so in a request
-    max_queue_delay: float = 0.0  # seconds that a batch which is not full may wait for more
-    max_queue_size: int = 1024  # requests that wait
-
-    def __post_init__(self) -> None:
-        if self.max_batch_size < 1:
-            raise ValueError(f"max_batch_size must be at least 1, got {self.max_batch_size}")
-        if not 0 <= self.max_queue_delay <= 60:
-            raise ValueError(f"max_queue_delay must be 0 to 60 seconds, got {self.max_queue_delay}")
-        if self.max_queue_size < 1:
-            raise ValueError(f"max_queue_size must be at least 1, got {self.max_queue_size}")
-
-
-class Request:
-    """One caller's images on their way; ends once: answered, failed or abandoned.
-
-    `x`: [N, C, H, W], or for a model with several inputs arrays by name. `deadline` is a
-    reading of `time.monotonic()`. `cancel()` may be called from any thread, before, while and
-    after the request runs.
-    """
-
-    __slots__ = (
-        "_ended",
-        "_error",
-        "_lock",
-        "_result",
-        "arrival",
-        "deadline",
-        "key",
-        "outputs",
-        "x",
-    )
-
-    def __init__(
-        self, x: Inputs, *, outputs: Sequence[str] | None = None, deadline: float | None = None
-    ) -> None:
-        self.x = x
-        self.outputs = None if outputs is None else tuple(outputs)
-        self.deadline = deadline
-        dtypes = x.dtype if isinstance(x, np.ndarray) else tuple(v.dtype for v in x.values())
-        self.key = (dtypes, self.outputs)
-        self.arrival = time.monotonic_ns()
-        self._lock = threading.Lock()
-        self._ended = threading.Lock()  # held until the end: the cheapest event there is
-        self._ended.acquire()
-        self._result: dict[str, Array] | None = None
-        self._error: BaseException | None = None
-
-    @property
-    def size(self) -> int:
-        """The number of images."""
-        return count(self.x)
-
-    @property
-    def done(self) -> bool:
-        """Whether it has ended."""
-        return self._result is not None or self._error is not None
-
-    def cancel(self) -> None:
-        """Give up: not computed if it still waits, and the answer is thrown away if it runs."""
-        if not self.done:
-            self.fail(CancelledError("the request was cancelled"))
-
-    def finish(self, result: dict[str, Array]) -> None:
-        """End with an answer."""
-        self._end(result, None)
-
-    def fail(self, error: BaseException) -> None:
-        """End with an error."""
-        self._end(None, error)
-
-    def _end(self, result: dict[str, Array] | None, error: BaseException | None) -> None:
-        with self._lock:
-            if self.done:
-                return
-            self._result, self._error = result, error
-        self._ended.release()
-
-    def drop_if_expired(self, now: float) -> bool:
-        """Whether the request needs no computing any more: ended, or its deadline has passed."""
-        if self.deadline is not None and now >= self.deadline:
-            self.fail(DeadlineExceededError("the request's deadline passed before it was answered"))
-        return self.done
-
-    def result(self) -> dict[str, Array]:
-        """Wait for the end, at most until the deadline; the answer by output name, or raises."""
-        timeout = -1.0
-        if self.deadline is not None:
-            timeout = max(self.deadline - time.monotonic(), 0.0)
-        if not self._ended.acquire(timeout=timeout):
-            assert self.deadline is not None
-            self.drop_if_expired(self.deadline)
-            self._ended.acquire()
-        self._ended.release()
-        if self._result is None:
-            assert self._error is not None
-            raise self._error
-        return self._result
 
 
 class BatchScheduler:
@@ -161,78 +53,95 @@ class BatchScheduler:
     def __init__(
         self,
         model: Predictor,
-        batching: Batching | None = None,
+        config: ModelConfig | None = None,
         *,
+        budget: ThreadBudget | None = None,
         statistics: Statistics | None = None,
         name: str = "model",
     ) -> None:
         self.model = model
-        self.batching = batching or Batching()
+        self.config = config or ModelConfig()
         self.statistics = statistics or Statistics()
         self.name = name
+        batching, instances = self.config.dynamic_batching, self.config.instance_group
+        self._budget = budget or ThreadBudget(instances.count)
+        self._threads = instances.threads or self._budget.threads  # of a batch, at most
+        self._preferred = batching.preferred_batch_size
         self._changed = threading.Condition(threading.Lock())  # guards all below
-        self._queue: deque[Request] = deque()
-        self._busy = False
+        self._queues = PriorityQueues(batching)
+        self._free = instances.count  # instances that compute nothing
+        self._instances = instances.count
         self._stopping = False
-        self._delay = self.batching.max_queue_delay
+        self._delay = batching.max_queue_delay_microseconds * 1e-6
         self._batch_seconds = 0.0  # of the last batch, to tell a rejected caller when to retry
-        self._thread = threading.Thread(target=self._loop, name=f"compute {name}", daemon=True)
-        self._thread.start()
+        self._compute = [
+            threading.Thread(target=self._loop, name=f"compute {name}", daemon=True)
+            for _ in range(instances.count)
+        ]
+        for thread in self._compute:
+            thread.start()
 
     @property
     def pending(self) -> int:
         """The number of requests that wait and are not being computed."""
         with self._changed:
-            self._forget_ended()
-            return len(self._queue)
+            self._queues.expire(time.monotonic())
+            return len(self._queues)
 
     def run(self, request: Request) -> dict[str, Array]:
         """Compute `request` and return its outputs by name; blocks until it ends.
 
-        Raises QueueFullError or StoppingError at once, DeadlineExceededError, CancelledError, or
-        what the model itself raised for these images.
+        Raises QueueFullError or StoppingError at once, QueueTimeoutError, DeadlineExceededError,
+        CancelledError, or what the model itself raised for these images.
         """
-        if self._start(request, may_compute=True):
-            self._execute_and_release([request])
+        if granted := self._start(request, may_compute=True):
+            self._execute_and_release([request], granted)
+        elif request.expiry is not None and not request.wait(request.expiry):
+            with self._changed:
+                self._queues.expire(time.monotonic())
         return request.result()
 
     def submit(self, request: Request) -> None:
         """Queue `request` and return; the caller asks for `request.result()` later."""
         self._start(request, may_compute=False)
 
-    def _start(self, request: Request, *, may_compute: bool) -> bool:
-        """Admit a request; True if the model is idle and the caller is to compute it itself."""
-        limits = self.batching
-        if not 1 <= request.size <= limits.max_batch_size:
-            raise ShapeError(
-                f"a request must have 1 to {limits.max_batch_size} images, got {request.size}"
-            )
+    def _start(self, request: Request, *, may_compute: bool) -> int:
+        """Admit a request; how many threads the caller may compute it on itself, 0 to wait."""
+        limit = self.config.max_batch_size
+        if not 1 <= request.size <= limit:
+            raise ShapeError(f"a request must have 1 to {limit} images, got {request.size}")
         with self._changed:
             if self._stopping:
                 raise StoppingError(
                     "Server is stopping, scheduler for model has stopped accepting new inference "
                     "requests"
                 )
-            if request.drop_if_expired(time.monotonic()):
-                return False
-            idle = not self._busy and not self._queue
-            full = request.size == limits.max_batch_size
-            if may_compute and idle and (full or not self._delay):
-                self._busy = True
-                return True
-            if len(self._queue) >= limits.max_queue_size:
-                self._forget_ended()
-            if len(self._queue) >= limits.max_queue_size:
-                raise self._queue_full()
-            self._queue.append(request)
+            now = time.monotonic()
+            if request.drop_if_expired(now):
+                return 0
+            idle = self._free and not len(self._queues)
+            if (
+                may_compute
+                and idle
+                and (not self._delay or self._goes_at_once(request))
+                and (granted := self._budget.try_take(self._threads))
+            ):
+                self._free -= 1
+                return granted
+            try:
+                self._queues.add(request, now)
+            except QueueFullError as error:
+                error.retry_after = self._seconds_to_drain()
+                raise
             self._changed.notify_all()
-        return False
+        return 0
 
-    def _queue_full(self) -> QueueFullError:
-        error = QueueFullError("Exceeds maximum queue size")
-        batches = sum(request.size for request in self._queue) / self.batching.max_batch_size
-        error.retry_after = min(max(batches * self._batch_seconds, 0.001), 1.0)
-        return error
+    def _goes_at_once(self, request: Request) -> bool:
+        return request.size == self.config.max_batch_size or request.size in self._preferred
+
+    def _seconds_to_drain(self) -> float:
+        batches = sum(request.size for request in self._queues) / self.config.max_batch_size
+        return min(max(batches * self._batch_seconds / self._instances, 0.001), 1.0)
 
     def end_delay(self) -> None:
         """From now on no batch waits to fill up; for the time before a stop."""
@@ -246,59 +155,81 @@ class BatchScheduler:
             self._stopping = True
             self._delay = 0.0
             self._changed.notify_all()
-            if not self._changed.wait_for(lambda: not self._queue and not self._busy, timeout):
+            if not self._changed.wait_for(self._is_idle, timeout):
                 return False
-        self._thread.join(timeout)
+        for thread in self._compute:
+            thread.join(timeout)
         return True
 
-    def _forget_ended(self) -> None:
-        """Cancelled and expired requests leave the queue, so that they take no live one's place."""
-        now = time.monotonic()
-        if any(request.drop_if_expired(now) for request in self._queue):
-            self._queue = deque(request for request in self._queue if not request.done)
+    def _is_idle(self) -> bool:
+        return not len(self._queues) and self._free == self._instances
 
     def _loop(self) -> None:
-        while (batch := self._next_batch()) is not None:
-            self._execute_and_release(batch)
+        while (work := self._next_batch()) is not None:
+            self._execute_and_release(*work)
 
-    def _next_batch(self) -> list[Request] | None:
-        """Wait for the next batch and take it from the queue; None when stopped and drained."""
-        limits = self.batching
+    def _next_batch(self) -> tuple[list[Request], int] | None:
+        """Wait for the next batch and the threads for it; None when stopped and drained."""
         with self._changed:
             while True:
-                self._forget_ended()
-                if self._queue and not self._busy:
-                    batch, full = select(self._queue, limits.max_batch_size)
-                    left = batch[0].arrival * 1e-9 + self._delay - time.monotonic()
-                    if full or left <= 0:
-                        taken = set(map(id, batch))
-                        self._queue = deque(r for r in self._queue if id(r) not in taken)
-                        self._busy = True
-                        return batch
+                batch, left = self._ready_batch()
+                if batch and left <= 0:
+                    granted = self._budget.try_take(self._threads)
+                    if not granted:
+                        batch, granted = self._wait_for_turn()
+                    if batch:
+                        self._queues.remove(batch)
+                        self._free -= 1
+                        return batch, granted
+                elif batch:
                     self._changed.wait(left)
-                elif self._stopping and not self._busy:
+                elif self._stopping and self._is_idle():
                     self._changed.notify_all()
                     return None
                 else:
                     self._changed.wait()
 
-    def _execute_and_release(self, batch: list[Request]) -> None:
+    def _ready_batch(self) -> tuple[list[Request], float]:
+        """What the next batch would be, and for how many seconds it may still wait to fill up."""
+        now = time.monotonic()
+        self._queues.expire(now)
+        if not self._free or not len(self._queues):
+            return [], 0.0
+        batch, full = select(self._queues, self.config.max_batch_size, self._preferred)
+        if full or not self._delay:
+            return batch, 0.0
+        return batch, min(request.arrival for request in batch) * 1e-9 + self._delay - now
+
+    def _wait_for_turn(self) -> tuple[list[Request], int]:
+        """Let other models compute first; what is to be done after that may be another batch."""
+        self._changed.release()
         try:
-            self._execute(batch)
+            granted = self._budget.take(self._threads)
         finally:
+            self._changed.acquire()
+        batch, _ = self._ready_batch()
+        if not batch:
+            self._budget.give_back(granted)
+        return batch, granted
+
+    def _execute_and_release(self, batch: list[Request], threads: int) -> None:
+        try:
+            self._execute(batch, threads)
+        finally:
+            self._budget.give_back(threads)
             with self._changed:
-                self._busy = False
-                if self._queue or self._stopping:
+                self._free += 1
+                if len(self._queues) or self._stopping:
                     self._changed.notify_all()
 
-    def _execute(self, requests: list[Request]) -> None:
+    def _execute(self, requests: list[Request], threads: int) -> None:
         """Compute one batch and end its requests, each one for itself if the batch fails."""
         started = time.monotonic_ns()
         try:
             batch = Batch([request.x for request in requests])
             x = batch.merge()
             merged = time.monotonic_ns()
-            outputs = self._predict(x, requests[0].outputs)
+            outputs = self._predict(x, requests[0].outputs, threads)
             computed = time.monotonic_ns()
             results = batch.split(outputs)
         except Exception as error:
@@ -310,7 +241,7 @@ class BatchScheduler:
             _log.exception("model %s: a batch of %d requests failed", self.name, len(requests))
             for request in requests:
                 if not request.done:
-                    self._execute([request])
+                    self._execute([request], threads)
             return
         split = time.monotonic_ns()
         # Counted before the callers wake, so that a caller finds its own request counted.
@@ -326,8 +257,13 @@ class BatchScheduler:
         for request, result in zip(requests, results, strict=True):
             request.finish(result)
 
-    def _predict(self, x: Inputs, names: tuple[str, ...] | None) -> Mapping[str, Array]:
-        result = self.model.predict(x) if names is None else self.model.predict(x, outputs=names)
+    def _predict(
+        self, x: Inputs, names: tuple[str, ...] | None, threads: int
+    ) -> Mapping[str, Array]:
+        if names is None:
+            result = self.model.predict(x, threads=threads)
+        else:
+            result = self.model.predict(x, outputs=names, threads=threads)
         if isinstance(result, Mapping):
             return result
         return {self.model.output_names[0]: result}

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import copy
 import threading
+import time
 from bisect import bisect_left
 from dataclasses import dataclass, field
 
-__all__ = ["LATENCY_BUCKETS", "Counters", "Statistics"]
+__all__ = ["LATENCY_BUCKETS", "BatchCounters", "Counters", "Statistics"]
 
 # Upper bounds in seconds of the request-duration histogram; the last bucket is what lies beyond.
 LATENCY_BUCKETS = (
@@ -22,6 +23,16 @@ _BUCKETS_NS = tuple(round(bound * 1e9) for bound in LATENCY_BUCKETS)
 
 
 @dataclass
+class BatchCounters:
+    """The batches of one size; durations are sums over batches."""
+
+    count: int = 0
+    compute_input_ns: int = 0
+    compute_infer_ns: int = 0
+    compute_output_ns: int = 0
+
+
+@dataclass
 class Counters:
     """Totals since the model was loaded; durations are sums over requests."""
 
@@ -29,15 +40,23 @@ class Counters:
     failures: dict[str, int] = field(
         default_factory=lambda: dict.fromkeys(("REJECTED", "CANCELED", "BACKEND", "OTHER"), 0)
     )
+    failed_ns: int = 0
     inferences: int = 0  # images
     executions: int = 0  # batches
+    executed: int = 0  # requests in them
+    last_ms: int = 0  # when the last batch ended, since the epoch; 0: none has
     request_ns: int = 0
     queue_ns: int = 0
     compute_input_ns: int = 0
     compute_infer_ns: int = 0
     compute_output_ns: int = 0
-    batch_sizes: dict[int, int] = field(default_factory=dict)  # images in a batch -> batches
+    batches: dict[int, BatchCounters] = field(default_factory=dict)  # by the images in a batch
     latencies: list[int] = field(default_factory=lambda: [0] * (len(LATENCY_BUCKETS) + 1))
+
+    @property
+    def batch_sizes(self) -> dict[int, int]:
+        """Images in a batch -> batches."""
+        return {size: batch.count for size, batch in self.batches.items()}
 
 
 class Statistics:
@@ -51,15 +70,24 @@ class Statistics:
         self, requests: int, images: int, queue: int, merge: int, infer: int, split: int
     ) -> None:
         """Count one batch: `queue` is the sum of its requests' waits, the rest its own times."""
+        now = time.time_ns() // 1_000_000
         with self._lock:
             c = self._counters
             c.executions += 1
+            c.executed += requests
             c.inferences += images
+            c.last_ms = now
             c.queue_ns += queue
             c.compute_input_ns += requests * merge
             c.compute_infer_ns += requests * infer
             c.compute_output_ns += requests * split
-            c.batch_sizes[images] = c.batch_sizes.get(images, 0) + 1
+            batch = c.batches.get(images)
+            if batch is None:
+                batch = c.batches[images] = BatchCounters()
+            batch.count += 1
+            batch.compute_input_ns += merge
+            batch.compute_infer_ns += infer
+            batch.compute_output_ns += split
 
     def succeeded(self, duration: int) -> None:
         """Count one answered request, from its arrival to its answer."""
@@ -69,10 +97,11 @@ class Statistics:
             self._counters.request_ns += duration
             self._counters.latencies[bucket] += 1
 
-    def failed(self, reason: str) -> None:
+    def failed(self, reason: str, duration: int) -> None:
         """Count one failed request: REJECTED, CANCELED, BACKEND or OTHER."""
         with self._lock:
             self._counters.failures[reason] += 1
+            self._counters.failed_ns += duration
 
     def snapshot(self) -> Counters:
         """A consistent copy."""

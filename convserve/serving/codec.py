@@ -16,12 +16,20 @@ import numpy as np
 import numpy.typing as npt
 
 from convserve.engine.repository import ServedModel
-from convserve.errors import InvalidRequestError
+from convserve.errors import InvalidRequestError, UnknownNameError
 from convserve.serving.classification import classify
 from convserve.serving.describe import input_datatypes
 from convserve_client import protocol, tensors
 
-__all__ = ["Wanted", "read_input", "read_wanted", "response"]
+__all__ = [
+    "Schedule",
+    "Wanted",
+    "layers",
+    "read_input",
+    "read_schedule",
+    "read_wanted",
+    "response",
+]
 
 Array = npt.NDArray[Any]
 _DTYPES: dict[str, np.dtype[Any]] = {"FP32": np.dtype("<f4"), "UINT8": np.dtype("u1")}
@@ -33,6 +41,13 @@ class Wanted(NamedTuple):
 
     name: str
     classes: int = 0
+
+
+class Schedule(NamedTuple):
+    """When the caller wants to be served: see `Request`."""
+
+    priority: int
+    timeout: float
 
 
 def read_input(served: ServedModel, message: Any) -> Array | dict[str, Array] | list[bytes]:
@@ -135,7 +150,7 @@ def _checked_shape(
         raise InvalidRequestError(
             f"unexpected shape for {what}. Expected {expected}, got {_shape(sizes)}"
         )
-    limit = served.scheduler.batching.max_batch_size
+    limit = served.config.max_batch_size
     if not 1 <= sizes[0] <= limit:
         bound = f"<= {limit}" if sizes[0] > limit else ">= 1"
         raise InvalidRequestError(
@@ -149,7 +164,7 @@ def read_wanted(served: ServedModel, message: Any) -> list[Wanted]:
     known = served.model.output_names
     wanted: dict[str, Wanted] = {}
     for output in message.outputs:
-        if output.name not in known:
+        if output.name not in known and not _is_open_layer(served, output.name):
             raise InvalidRequestError(
                 f"unexpected inference output {_shown(output.name)} for model '{served.name}': "
                 f"known are {_names(known)}"
@@ -164,22 +179,49 @@ def read_wanted(served: ServedModel, message: Any) -> list[Wanted]:
     return list(wanted.values()) or [Wanted(name) for name in known]
 
 
-def _classes(output: Any) -> int:
-    if "classification" not in output.parameters:
-        return 0
-    parameter = output.parameters["classification"]
+def _is_open_layer(served: ServedModel, name: str) -> bool:
+    """Whether it is a layer, of a model whose configuration lets callers ask for layers."""
+    if not served.config.layer_outputs:
+        return False
+    try:
+        served.model.graph.resolve(name)
+    except UnknownNameError:
+        return False
+    return True
+
+
+def layers(served: ServedModel, wanted: Iterable[Wanted]) -> list[str] | None:
+    """The layers to compute; None for the model's own outputs, which most requests share."""
+    names = [output.name for output in wanted]
+    return names if set(names) - set(served.model.output_names) else None
+
+
+def read_schedule(message: Any) -> Schedule:
+    """The `priority` and `timeout` parameters of a ModelInferRequest."""
+    priority = _whole(message.parameters, "priority", "the request") or 0
+    timeout = _whole(message.parameters, "timeout", "the request") or 0
+    return Schedule(priority, timeout * 1e-6)
+
+
+def _whole(parameters: Any, name: str, what: str) -> int | None:
+    """A parameter that is a whole number from 0; None if it is not given."""
+    if name not in parameters:
+        return None
+    parameter = parameters[name]
     choice = parameter.WhichOneof("parameter_choice")
     if choice not in ("int64_param", "uint64_param"):
         raise InvalidRequestError(
-            f"invalid value type for 'classification' parameter of output '{output.name}': "
-            f"expected int64_param, got {choice}"
+            f"invalid value type for '{name}' parameter of {what}: expected int64_param, "
+            f"got {choice}"
         )
-    count = int(getattr(parameter, choice))
-    if count < 0:
-        raise InvalidRequestError(
-            f"'classification' parameter of output '{output.name}' must be >= 0, got {count}"
-        )
-    return count
+    value = int(getattr(parameter, choice))
+    if value < 0:
+        raise InvalidRequestError(f"'{name}' parameter of {what} must be >= 0, got {value}")
+    return value
+
+
+def _classes(output: Any) -> int:
+    return _whole(output.parameters, "classification", f"output '{output.name}'") or 0
 
 
 def response(

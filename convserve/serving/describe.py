@@ -1,17 +1,18 @@
-"""What a model takes and gives: the answers of ModelMetadata and ModelConfig."""
+"""What a model takes, gives and has done: ModelMetadata, ModelConfig, ModelStatistics."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from convserve.engine.model import Model
 from convserve.engine.repository import ServedModel
+from convserve.serving import config_message
+from convserve.serving.config_message import PLATFORM
 from convserve_client import protocol
 
-__all__ = ["PLATFORM", "config", "input_datatypes", "metadata"]
-
-PLATFORM = "convserve"
+__all__ = ["PLATFORM", "config", "input_datatypes", "metadata", "statistics"]
 
 
 def input_datatypes(model: Model) -> tuple[str, ...]:
@@ -24,13 +25,13 @@ def _output_shapes(model: Model) -> dict[str, tuple[int, ...]]:
     return {name: graph.shape(node) for name, node in graph.outputs.items()}
 
 
-def metadata(served: ServedModel) -> Any:
-    """The ModelMetadataResponse."""
+def metadata(served: ServedModel, versions: Sequence[str]) -> Any:
+    """The ModelMetadataResponse; `versions` are those that are ready."""
     model = served.model
     tensor = protocol.ModelMetadataResponse.TensorMetadata
     return protocol.ModelMetadataResponse(
         name=served.name,
-        versions=[served.version],
+        versions=versions,
         platform=PLATFORM,
         inputs=[
             tensor(name=name, datatype="FP32", shape=[-1, *shape])
@@ -48,9 +49,10 @@ def config(served: ServedModel) -> Any:
 
     Parameters: `labels`, a JSON array; `preprocessing`, a JSON object, if the model has one;
     `input_datatypes`, a JSON array: FP32 is the normalised tensor [N, C, H, W], UINT8 its raw
-    pixels, BYTES encoded images as [N] or [N, 1].
+    pixels, BYTES encoded images as [N] or [N, 1]; `layer_outputs` and `instance_threads`, what
+    config.toml says of them.
     """
-    model, batching = served.model, served.scheduler.batching
+    model = served.model
     parameters: dict[str, Any] = {"input_datatypes": input_datatypes(model)}
     if model.labels is not None:
         parameters["labels"] = list(model.labels)
@@ -61,7 +63,6 @@ def config(served: ServedModel) -> Any:
         name=served.name,
         platform=PLATFORM,
         backend=PLATFORM,
-        max_batch_size=batching.max_batch_size,
         input=[
             protocol.ModelInput(
                 name=name,
@@ -79,15 +80,39 @@ def config(served: ServedModel) -> Any:
             protocol.ModelOutput(name=name, data_type=fp32, dims=shape)
             for name, shape in _output_shapes(model).items()
         ],
-        instance_group=[
-            protocol.ModelInstanceGroup(
-                name=served.name, count=1, kind=protocol.ModelInstanceGroup.KIND_CPU
-            )
-        ],
     )
-    answer.version_policy.latest.num_versions = 1
-    answer.dynamic_batching.max_queue_delay_microseconds = round(batching.max_queue_delay * 1e6)
-    answer.dynamic_batching.default_queue_policy.max_queue_size = batching.max_queue_size
+    config_message.fill(answer, served.name, served.config)
     for name, value in parameters.items():
         answer.parameters[name].string_value = json.dumps(value, ensure_ascii=False)
     return protocol.ModelConfigResponse(config=answer)
+
+
+def statistics(served: ServedModel) -> Any:
+    """The ModelStatistics of one version."""
+    counters = served.statistics.snapshot()
+    duration = protocol.StatisticDuration
+    answer = protocol.ModelStatistics(
+        name=served.name,
+        version=served.version,
+        last_inference=counters.last_ms,
+        inference_count=counters.inferences,
+        execution_count=counters.executions,
+    )
+    stats = answer.inference_stats
+    for field, count, ns in (
+        (stats.success, counters.success, counters.request_ns),
+        (stats.fail, sum(counters.failures.values()), counters.failed_ns),
+        (stats.queue, counters.executed, counters.queue_ns),
+        (stats.compute_input, counters.executed, counters.compute_input_ns),
+        (stats.compute_infer, counters.executed, counters.compute_infer_ns),
+        (stats.compute_output, counters.executed, counters.compute_output_ns),
+    ):
+        field.CopyFrom(duration(count=count, ns=ns))
+    for size, batch in sorted(counters.batches.items()):
+        answer.batch_stats.add(
+            batch_size=size,
+            compute_input=duration(count=batch.count, ns=batch.compute_input_ns),
+            compute_infer=duration(count=batch.count, ns=batch.compute_infer_ns),
+            compute_output=duration(count=batch.count, ns=batch.compute_output_ns),
+        )
+    return answer

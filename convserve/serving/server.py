@@ -2,7 +2,7 @@
 
 Transport: grpcio's synchronous server. Bare echo of 3 KB on 2 cores: sync 375 us serial and 4,100
 to 5,100 calls a second at 32 in flight, aio 430 us and 2,100. What speaks against it, that calls
-hold threads, is met by three pools: inferences, reflection streams, and all the rest.
+hold threads, is met by pools for each kind: inferences, streams, loading, reflection, all the rest.
 """
 
 from __future__ import annotations
@@ -22,8 +22,13 @@ from convserve.engine.repository import ModelRepository
 from convserve.errors import ConvserveError
 from convserve.images import MAX_PIXELS
 from convserve.serving import metrics, reflection
+from convserve.serving.control import Control
 from convserve.serving.images import ImageDecoder
-from convserve.serving.servicer import Servicer
+from convserve.serving.inference import MAX_STREAMS, Inferences
+from convserve.serving.logs import LogSettings
+from convserve.serving.polling import Poller
+from convserve.serving.servicer import Pools, Servicer
+from convserve.serving.shared_memory import Regions
 from convserve_client import protocol
 
 __all__ = ["Options", "Server"]
@@ -31,6 +36,7 @@ __all__ = ["Options", "Server"]
 _log = logging.getLogger(__name__)
 _SPARE_THREADS = 32  # calls that are parsed, checked, rejected or sent while all others wait
 _CONTROL_THREADS = 16
+_LOADING_THREADS = 4
 
 
 @dataclass(frozen=True)
@@ -43,6 +49,9 @@ class Options:
     max_message_bytes: int = 64 * 1024 * 1024
     max_pixels: int = MAX_PIXELS  # of an encoded image
     decode_threads: int | None = None  # None: as many as cores
+    explicit_control: bool = False  # whether callers may load and unload models
+    poll_seconds: float | None = None  # between looks at the repository; None: no polling
+    shared_memory: bool = False  # whether callers may register regions of /dev/shm
 
 
 class Server:
@@ -51,19 +60,33 @@ class Server:
     Raises ConvserveError if an address can't be listened on.
     """
 
-    def __init__(self, repository: ModelRepository, options: Options | None = None) -> None:
+    def __init__(
+        self,
+        repository: ModelRepository,
+        options: Options | None = None,
+        logs: LogSettings | None = None,
+    ) -> None:
         options = options or Options()
         self._repository = repository
         workers = options.decode_threads or len(os.sched_getaffinity(0))
         self._decoder = ImageDecoder(workers, max_pixels=options.max_pixels)
-        self._servicer = Servicer(repository, self._decoder)
-        limits = [served.scheduler.batching for served in repository.models()]
-        waiting = sum(limit.max_queue_size + limit.max_batch_size for limit in limits)
-        self._infer_pool = ThreadPoolExecutor(
-            waiting + self._decoder.max_requests + _SPARE_THREADS, thread_name_prefix="infer"
-        )
         self._control_pool = ThreadPoolExecutor(_CONTROL_THREADS, thread_name_prefix="control")
         self._reflection_pool = ThreadPoolExecutor(4, thread_name_prefix="reflection")
+        infer_pool = _GrowingPool(thread_name_prefix="infer")
+        self._infer_pool = infer_pool
+        self._pools = Pools(
+            inference=infer_pool,
+            streams=ThreadPoolExecutor(MAX_STREAMS + 8, thread_name_prefix="stream"),
+            loading=ThreadPoolExecutor(_LOADING_THREADS, thread_name_prefix="loading"),
+        )
+        self._inferences = Inferences(repository, self._decoder, infer_pool)
+        control = Control(
+            repository,
+            explicit=options.explicit_control,
+            logs=logs or LogSettings(),
+            regions=Regions() if options.shared_memory else None,
+        )
+        self._servicer = Servicer(repository, self._inferences, control)
         self._health = health.HealthServicer()
         self._grpc = self._make_grpc(options)
         self.host = options.host
@@ -79,9 +102,27 @@ class Server:
             raise _cannot_listen(options.host, options.metrics_port, error) from None
         self.metrics_port = self._metrics.port
         self._grpc.start()
-        for name in (protocol.SERVICE, *(served.name for served in repository.models())):
-            self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+        self._health.set(protocol.SERVICE, health_pb2.HealthCheckResponse.SERVING)
+        self._grow()
+        repository.listen(self._model_changed)
         self._servicer.ready = True
+        self._poller = Poller(repository, options.poll_seconds)
+
+    def _model_changed(self, name: str, ready: bool) -> None:
+        """A model was loaded or unloaded."""
+        state = health_pb2.HealthCheckResponse
+        self._health.set(name, state.SERVING if ready else state.NOT_SERVING)
+        self._grow()
+
+    def _grow(self) -> None:
+        """Have a thread for every inference that may run, wait, or be turned away."""
+        configs = [served.config for served in self._repository.models()]
+        waiting = sum(c.dynamic_batching.max_waiting + c.max_batch_size for c in configs)
+        self._infer_pool.grow(waiting + self._decoder.max_requests + _SPARE_THREADS)
+
+    def reload(self) -> None:
+        """Take over what has changed in the repository, soon and in another thread."""
+        self._poller.look_now()
 
     def _make_grpc(self, options: Options) -> grpc.Server:
         server = grpc.server(
@@ -96,7 +137,7 @@ class Server:
             ],
         )
         server.add_generic_rpc_handlers(
-            (self._servicer.handler(self._infer_pool), reflection.handler(self._reflection_pool))
+            (self._servicer.handler(self._pools), reflection.handler(self._reflection_pool))
         )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         return server
@@ -124,6 +165,7 @@ class Server:
         """
         deadline = time.monotonic() + timeout
         self._servicer.ready = False
+        self._poller.close()
         # It waits until each watcher has read the news, and one may never do so.
         news = threading.Thread(target=self._health.enter_graceful_shutdown, daemon=True)
         news.start()
@@ -131,17 +173,27 @@ class Server:
         _log.info("stopping: waiting for accepted requests, at most %g s", timeout)
         for served in self._repository.models():
             served.scheduler.end_delay()
-        drained = self._servicer.drain(timeout)
+        drained = self._inferences.drain(timeout)
         drained &= self._repository.stop(max(deadline - time.monotonic(), 0.0))
         if drained:
-            self._servicer.wait_quiet(0.1, min(timeout, 1.0))
+            self._inferences.wait_quiet(0.1, min(timeout, 1.0))
         # What is still open are Watch and reflection streams, which never end by themselves.
         self._grpc.stop(grace=0.2 if drained else None).wait(1.0)
         self._metrics.close()
         self._decoder.close()
-        for pool in (self._infer_pool, self._control_pool, self._reflection_pool):
+        for pool in (*self._pools, self._control_pool, self._reflection_pool):
             pool.shutdown(wait=False, cancel_futures=True)
         return drained
+
+
+class _GrowingPool(ThreadPoolExecutor):
+    """A pool whose bound may be raised; threads come into being as they are needed."""
+
+    def __init__(self, thread_name_prefix: str) -> None:
+        super().__init__(1, thread_name_prefix=thread_name_prefix)
+
+    def grow(self, threads: int) -> None:
+        self._max_workers = max(self._max_workers, threads)
 
 
 def _cannot_listen(host: str, port: int, error: Exception) -> ConvserveError:

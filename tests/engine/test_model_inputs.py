@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from model_configs import make_config
 
 from convserve import model_file
 from convserve.engine.batch import Batch
 from convserve.engine.model import Model, load
-from convserve.engine.scheduler import Batching, BatchScheduler, Request
+from convserve.engine.scheduler import BatchScheduler, Request
 from convserve.errors import ModelFileError, ShapeError
 from convserve.graph import Graph, layers
 
@@ -116,7 +117,7 @@ def test_batches_of_several_inputs():
 
 
 def test_requests_of_several_inputs_share_a_batch(model):
-    scheduler = BatchScheduler(model, Batching(max_queue_delay=30.0, max_batch_size=5))
+    scheduler = BatchScheduler(model, make_config(max_queue_delay=30.0, max_batch_size=5))
     requests = [Request(inputs(size, seed=size)) for size in (2, 3)]
     try:
         for request in requests:

@@ -6,9 +6,13 @@ import numpy as np
 import pytest
 
 from convserve import model_file
-from convserve.engine.repository import ModelRepository, find_models
-from convserve.engine.scheduler import Batching
-from convserve.errors import InvalidRequestError, ModelFileError, ModelNotFoundError
+from convserve.engine.repository import ModelRepository
+from convserve.errors import (
+    InvalidRequestError,
+    ModelFileError,
+    ModelLoadError,
+    ModelNotFoundError,
+)
 from convserve.graph import Graph, layers
 
 
@@ -36,7 +40,7 @@ def open_repository():
     opened = []
 
     def make(path, **keywords):
-        opened.append(ModelRepository.open(path, batching=Batching(max_batch_size=4), **keywords))
+        opened.append(ModelRepository.open(path, defaults={"max_batch_size": 4}, **keywords))
         return opened[-1]
 
     yield make
@@ -65,7 +69,7 @@ def test_the_highest_version_is_served(save, open_repository, tmp_path):
         ("a", "10", 10),
         ("b", "3", 33),
     ]
-    with pytest.raises(ModelNotFoundError, match=r"'a' version 9 is not found; version 10"):
+    with pytest.raises(ModelNotFoundError, match=r"'a' version 9 is not found; .* ready: 10"):
         repository.get("a", "9")
 
 
@@ -101,15 +105,15 @@ def test_unknown_names(save, open_repository, tmp_path):
 )
 def test_a_directory_that_can_not_be_served(tmp_path, build, message):
     build(tmp_path)
-    with pytest.raises(ModelFileError, match=message):
-        find_models(tmp_path)
+    with pytest.raises((ModelFileError, ModelLoadError), match=message):
+        ModelRepository.open(tmp_path)
 
 
 def test_a_damaged_model_is_named(save, tmp_path):
     save(tmp_path / "a" / "1" / "model.npz")
     (tmp_path / "b" / "2").mkdir(parents=True)
     (tmp_path / "b" / "2" / "model.npz").write_bytes(b"PK\3\4 and no more")
-    with pytest.raises(ModelFileError, match=r"b/2/model\.npz"):
+    with pytest.raises(ModelLoadError, match=r"b/2/model\.npz"):
         ModelRepository.open(tmp_path)
 
 
@@ -135,8 +139,8 @@ def test_links_do_not_lead_outside(save, tmp_path, level):
     target = {"model": outside, "version": outside / "1", "file": outside / "1" / "model.npz"}
     link.parent.mkdir(parents=True)
     link.symlink_to(target[level])
-    with pytest.raises(ModelFileError, match="leads outside the model repository"):
-        find_models(root)
+    with pytest.raises(ModelLoadError, match="leads outside the model repository"):
+        ModelRepository.open(root)
 
 
 def test_links_inside_are_followed(save, open_repository, tmp_path):

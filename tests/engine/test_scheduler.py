@@ -8,8 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from model_configs import make_config
 
-from convserve.engine.scheduler import Batching, BatchScheduler, Request
+from convserve.engine.scheduler import BatchScheduler, Request
 from convserve.errors import (
     CancelledError,
     DeadlineExceededError,
@@ -33,7 +34,7 @@ class Model:
         self.entered = threading.Semaphore(0)
         self.fail_if = lambda x: False
 
-    def predict(self, x, outputs=None):
+    def predict(self, x, outputs=None, *, threads=None):
         self.batches.append(x.copy())
         self.entered.release()
         assert self.gate.wait(WAIT)
@@ -60,7 +61,7 @@ def start(model):
     started = []
 
     def make(**batching):
-        scheduler = BatchScheduler(model, Batching(**batching))
+        scheduler = BatchScheduler(model, make_config(**batching))
         started.append(scheduler)
         return scheduler
 
@@ -290,7 +291,7 @@ def test_sizes_beyond_the_limits_are_refused(start):
 )
 def test_senseless_knobs_are_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
-        Batching(**wrong)
+        make_config(**wrong)
 
 
 def test_many_threads_each_get_their_own_rows(start):

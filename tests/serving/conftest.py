@@ -14,11 +14,12 @@ from contextlib import ExitStack
 import grpc
 import numpy as np
 import pytest
+from model_configs import make_config
 
 from convserve import model_file
 from convserve.engine.model import Model
 from convserve.engine.repository import ModelRepository, ServedModel
-from convserve.engine.scheduler import Batching, BatchScheduler
+from convserve.engine.scheduler import BatchScheduler
 from convserve.graph import Graph, architectures, layers
 from convserve.serving.server import Options, Server
 from convserve_client import protocol
@@ -275,13 +276,13 @@ class GatedModel:
     def __getattr__(self, name):
         return getattr(self._model, name)
 
-    def predict(self, x, outputs=None):
+    def predict(self, x, outputs=None, *, threads=None):
         self.batches.append(len(x))
         self.entered.release()
         assert self.gate.wait(WAIT)
         if self.fail:
             raise RuntimeError("secret of the house")
-        return self._model.predict(x)
+        return self._model.predict(x, outputs)
 
 
 class GatedServer(Server):
@@ -289,9 +290,9 @@ class GatedServer(Server):
 
     def __init__(self, model, **batching):
         self.model = GatedModel(model)
-        self.scheduler = BatchScheduler(self.model, Batching(**batching))
+        self.scheduler = BatchScheduler(self.model, make_config(**batching))
         served = ServedModel("digits", "10", self.model, self.scheduler)
-        super().__init__(ModelRepository({"digits": served}), Options(port=0, metrics_port=0))
+        super().__init__(ModelRepository([served]), Options(port=0, metrics_port=0))
         self.channel = grpc.insecure_channel(f"127.0.0.1:{self.port}")
         self.stub = Stub(self.channel)
 

@@ -23,16 +23,16 @@ from convserve_client import protocol
 WAIT = 20.0
 PROGRAM = (sys.executable, "-c", "from convserve.cli import main; main()")
 
-# Batches of 3 take for ever; the warm-up uses 1 and 64.
+# Batches of 3 take for ever; the warm-up uses 1 and 8.
 SLOW = """
 import sys, time
 from convserve.engine.model import Model
 predict = Model.predict
-def slow(self, x, *rest):
+def slow(self, x, *rest, **keywords):
     if len(x) == 3:
         print("computing", file=sys.stderr, flush=True)
         time.sleep(60)
-    return predict(self, x, *rest)
+    return predict(self, x, *rest, **keywords)
 Model.predict = slow
 """
 
@@ -257,7 +257,7 @@ def test_ipv6(start_server, digits_path):
 def test_a_server_that_can_not_listen_leaves_nothing_open(gated):
     taken = gated()
     with pytest.raises(ConvserveError, match=f"127.0.0.1:{taken.port}: Address already in use"):
-        Server(ModelRepository({}), Options(port=taken.port, metrics_port=0))
+        Server(ModelRepository(), Options(port=taken.port, metrics_port=0))
 
 
 def test_serving_loads_nothing_heavy(digits_path):

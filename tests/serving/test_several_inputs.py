@@ -10,7 +10,6 @@ import convserve_client
 from convserve import model_file
 from convserve.engine.model import Model
 from convserve.engine.repository import ModelRepository
-from convserve.engine.scheduler import Batching
 from convserve.graph import Graph, layers
 from convserve.serving.server import Options, Server
 from convserve_client import protocol, tensors
@@ -44,7 +43,7 @@ def model(path):
 
 @pytest.fixture(scope="module")
 def served(path):
-    repository = ModelRepository.open(path, batching=Batching(max_batch_size=8))
+    repository = ModelRepository.open(path, defaults={"max_batch_size": 8})
     server = Server(repository, Options(port=0, metrics_port=0))
     yield server
     assert server.stop(WAIT)

@@ -132,8 +132,8 @@ def test_aio(server, images, digits):
         (lambda c, x: c.infer("digits", [tensor(x, "x")]), "INVALID_ARGUMENT", "['input']"),
         (lambda c, x: c.infer("digits", [tensor(x[:, 0])]), "INVALID_ARGUMENT", "[16,28,28]"),
         (lambda c, x: c.get_model_metadata("nobody"), "NOT_FOUND", "'nobody'"),
-        (lambda c, x: c.load_model("digits"), "UNIMPLEMENTED", "RepositoryModelLoad"),
-        (lambda c, x: c.get_inference_statistics(), "UNIMPLEMENTED", "ModelStatistics"),
+        (lambda c, x: c.load_model("digits"), "UNAVAILABLE", "is not allowed"),
+        (lambda c, x: c.get_trace_settings(), "UNIMPLEMENTED", "TraceSetting"),
     ],
 )
 def test_errors(client, images, call, status, words):
