@@ -96,11 +96,11 @@ def test_each_level_has_its_own_bound(model, start):
 
 
 def test_reject_ends_a_request_at_its_timeout_and_never_computes_it(model, start):
-    scheduler = start(policy={"default_timeout_microseconds": 20_000})
+    scheduler = start(policy={"default_timeout_microseconds": 300_000})
     began = time.monotonic()
     with pytest.raises(QueueTimeoutError, match="Request timeout expired"):
         scheduler.run(Request(np.ones((1, 1, 1, 1), np.float32)))
-    assert 0.02 <= time.monotonic() - began < WAIT / 2  # while the model is busy still
+    assert 0.3 <= time.monotonic() - began < WAIT  # while the model is busy still
     assert scheduler.pending == 0
     fine = submit(scheduler, 5)
     assert finish(model, fine) == [[5]]
