@@ -15,6 +15,7 @@ classification.py   the classification extension
 describe.py         a model's metadata, configuration and statistics
 config_message.py   a configuration as the protocol's message, and back
 shared_memory.py    regions of /dev/shm
+shared_tensors.py   tensors from regions into a request, and from an answer to regions
 logs.py             the log's settings
 polling.py          looks at the repository now and then
 status.py           the one place where an exception becomes a gRPC status

@@ -81,6 +81,8 @@ def tables(text: str, name: str) -> dict[str, Any]:
     there and is not looked at, but for a name of another model. Raises InvalidRequestError for what
     is no ModelConfig and for what convserve has no knob for.
     """
+    if not text.lstrip().startswith("{"):  # protobuf would take an empty list for no fields
+        raise InvalidRequestError(f"the config of model '{name}' is no ModelConfig in JSON")
     try:
         message = json_format.Parse(text, protocol.ModelConfig(), max_recursion_depth=20)
     except json_format.ParseError as error:

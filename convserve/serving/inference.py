@@ -18,9 +18,10 @@ import grpc
 from convserve.engine.repository import ModelRepository, ServedModel
 from convserve.engine.request import Request
 from convserve.errors import CancelledError, DeadlineExceededError, QueueFullError, StoppingError
-from convserve.serving import codec, status
+from convserve.serving import codec, shared_tensors, status
 from convserve.serving.calls import parse
 from convserve.serving.images import ImageDecoder
+from convserve.serving.shared_memory import Regions
 from convserve_client import protocol
 
 __all__ = ["MAX_STREAMS", "Inferences"]
@@ -40,8 +41,13 @@ class Inferences:
     """Answers ModelInfer and ModelStreamInfer for a repository's models."""
 
     def __init__(
-        self, repository: ModelRepository, decoder: ImageDecoder, pool: ThreadPoolExecutor
+        self,
+        repository: ModelRepository,
+        decoder: ImageDecoder,
+        pool: ThreadPoolExecutor,
+        regions: Regions | None = None,
     ) -> None:
+        self._regions = regions
         self._repository = repository
         self._decoder = decoder
         self._pool = pool
@@ -114,6 +120,7 @@ class Inferences:
     def _infer(
         self, served: ServedModel, message: Any, deadline: float | None, inference: _Inference
     ) -> Any:
+        places = {} if self._regions is None else shared_tensors.take(self._regions, message)
         x = codec.read_input(served, message)
         wanted = codec.read_wanted(served, message)
         priority, timeout = codec.read_schedule(message)
@@ -129,7 +136,9 @@ class Inferences:
             timeout=timeout,
         )
         inference.cancels(request)
-        return codec.response(served, message.id, wanted, served.scheduler.run(request))
+        answer = codec.response(served, message.id, wanted, served.scheduler.run(request))
+        shared_tensors.deliver(places, answer)
+        return answer
 
     def stream(self, data: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
         """ModelStreamInfer, on bytes: an answer or an error message for each request, in order."""

@@ -79,12 +79,13 @@ class Server:
             streams=ThreadPoolExecutor(MAX_STREAMS + 8, thread_name_prefix="stream"),
             loading=ThreadPoolExecutor(_LOADING_THREADS, thread_name_prefix="loading"),
         )
-        self._inferences = Inferences(repository, self._decoder, infer_pool)
+        regions = Regions() if options.shared_memory else None
+        self._inferences = Inferences(repository, self._decoder, infer_pool, regions)
         control = Control(
             repository,
             explicit=options.explicit_control,
             logs=logs or LogSettings(),
-            regions=Regions() if options.shared_memory else None,
+            regions=regions,
         )
         self._servicer = Servicer(repository, self._inferences, control)
         self._health = health.HealthServicer()

@@ -20,6 +20,7 @@ __all__ = ["Region", "Regions"]
 
 ROOT = Path("/dev/shm")
 MAX_REGIONS = 1024
+MAX_TENSOR_BYTES = 1 << 30
 _KEY = re.compile(r"/?([A-Za-z0-9_][A-Za-z0-9._-]{0,253})")
 
 
@@ -59,7 +60,7 @@ class Region:
 
     def read(self, offset: int, size: int) -> bytearray:
         """`size` bytes from `offset` of the region on."""
-        self._check(offset, size)
+        self.check(offset, size)
         data = bytearray(size)
         done = 0
         while done < size:
@@ -71,7 +72,7 @@ class Region:
 
     def write(self, offset: int, data: memoryview) -> None:
         """Put `data` at `offset` of the region."""
-        self._check(offset, len(data))
+        self.check(offset, len(data))
         start = self.offset + offset
         if os.fstat(self._file).st_size < start + len(data):
             raise InvalidRequestError(f"shared memory region '{self.name[:64]}' was truncated")
@@ -84,7 +85,12 @@ class Region:
                 f"unable to write to shared memory region '{self.name[:64]}': {error.strerror}"
             ) from None
 
-    def _check(self, offset: int, size: int) -> None:
+    def check(self, offset: int, size: int) -> None:
+        """InvalidRequestError if such a piece does not lie within the region."""
+        if size > MAX_TENSOR_BYTES:
+            raise InvalidRequestError(
+                f"a tensor in shared memory may have {MAX_TENSOR_BYTES} bytes, got {size}"
+            )
         if offset + size > self.byte_size:
             raise InvalidRequestError(
                 f"Invalid offset + byte size for shared memory region: '{self.name[:64]}' has "

@@ -24,7 +24,7 @@ from convserve.graph import Graph, architectures, layers
 from convserve.serving.server import Options, Server
 from convserve_client import protocol
 
-WAIT = 20.0  # seconds after which a test has failed; never waited for in full
+WAIT = 60.0  # seconds after which a test has failed; never waited for in full
 
 
 FREE_PORTS = ("--port", "0", "--metrics-port", "0")

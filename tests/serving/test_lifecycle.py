@@ -20,7 +20,7 @@ from convserve.errors import ConvserveError
 from convserve.serving.server import Options, Server
 from convserve_client import protocol
 
-WAIT = 20.0
+WAIT = 60.0
 PROGRAM = (sys.executable, "-c", "from convserve.cli import main; main()")
 
 # Batches of 3 take for ever; the warm-up uses 1 and 8.

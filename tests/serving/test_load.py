@@ -12,7 +12,7 @@ import pytest
 
 from convserve_client import protocol
 
-WAIT = 20.0
+WAIT = 60.0
 
 
 def test_every_caller_gets_its_own_rows_bit_for_bit(server, infer_request, read_answer, digits):
