@@ -14,7 +14,7 @@ KERNELS := $(wildcard kernels/*.pyx kernels/*.pxd kernels/csrc/*.[ch])
 PACKAGING := setup.py pyproject.toml \
 	$(wildcard protos/*.proto clients/python/pyproject.toml clients/python/setup.py)
 
-.PHONY: help build test demo lint check-native check-aarch64 wheel bench bench-quick bench-layers bench-serving clean distclean
+.PHONY: help build test demo soak-reload lint check-native check-aarch64 wheel bench bench-quick bench-layers bench-serving clean distclean
 .DELETE_ON_ERROR:
 
 help:  ## show the targets
@@ -25,6 +25,9 @@ build: $(VENV)/.installed  ## make the environment, compile, install
 
 test: $(VENV)/.installed-test  ## install what the tests need, run them
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+soak-reload: $(VENV)/.installed-test  ## switch versions 100 times under load
+	CONVSERVE_SWITCHES=100 $(BIN)/python -m pytest tests/serving/test_reload_under_load.py
 
 demo: $(VENV)/.installed  ## train, serve, classify, draw: the whole job in a minute
 	$(BIN)/convserve demo --dir demo
