@@ -188,7 +188,7 @@ def test_short_deadlines_and_cancels_leave_no_trace(server, infer_request, image
     def call(seed):
         rng = np.random.default_rng(seed)
         infer = server.channel.unary_unary(protocol.path("ModelInfer"))
-        for n in range(50):
+        for n in range(128):
             future = infer.future(data, timeout=rng.random() * 0.004 if n % 2 else WAIT)
             if n % 2 == 0 and rng.random() < 0.7:
                 future.cancel()
