@@ -14,7 +14,7 @@ KERNELS := $(wildcard kernels/*.pyx kernels/*.pxd kernels/csrc/*.[ch])
 PACKAGING := setup.py pyproject.toml \
 	$(wildcard protos/*.proto clients/python/pyproject.toml clients/python/setup.py)
 
-.PHONY: help build test demo soak-reload lint check-native check-aarch64 wheel bench bench-quick bench-layers bench-serving clean distclean
+.PHONY: help build test demo lint soak-reload soak-engine sanitize check-native check-aarch64 wheel bench bench-quick bench-layers bench-serving clean distclean
 .DELETE_ON_ERROR:
 
 help:  ## show the targets
@@ -54,6 +54,26 @@ check-aarch64:  ## the same cross-compiled for NEON, run under an emulator
 		$(MAKE) -C tests/native OUT=$(abspath build/native-aarch64) CC=$(AARCH64_CC) \
 			FLAGS='-static -fno-predictive-commoning' \
 			RUN="$$(command -v $(QEMU_AARCH64) || echo :)"; fi
+
+# A checked build of its own beside this one: bounds, asserts, AddressSanitizer and
+# UndefinedBehaviorSanitizer under the tests of the kernels, the plan and the engine; then
+# ThreadSanitizer under the executor. Python keeps memory until it ends, so leaks can't be told.
+SANITIZED := build/sanitize
+sanitize: $(VENV)/.installed-test  ## the compiled code under sanitizers
+	@mkdir -p $(SANITIZED)/source
+	git ls-files -z setup.py pyproject.toml README.md LICENSE convserve kernels \
+		| xargs -0 cp -pu --parents -t $(SANITIZED)/source
+	cd $(SANITIZED)/source && CONVSERVE_SANITIZE=1 $(abspath $(BIN))/python setup.py --quiet \
+		build --build-lib ../lib
+	PYTHONPATH=$(abspath $(SANITIZED)/lib) PYTHONMALLOC=malloc ASAN_OPTIONS=detect_leaks=0 \
+		LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
+		$(BIN)/pytest -p no:cacheprovider tests/kernels tests/plan tests/engine $(PYTEST_ARGS)
+	$(MAKE) -C tests/native OUT=$(abspath build/native-threads) ISAS=base \
+		FLAGS='-O1 -fsanitize=thread' ROUNDS='100 no-fork' check-executor
+
+SECONDS ?= 60
+soak-engine: $(VENV)/.installed-test  ## eight Python threads predicting for SECONDS: same bits, flat memory
+	CONVSERVE_SOAK_SECONDS=$(SECONDS) $(BIN)/python -m pytest -s tests/engine/test_concurrency.py
 
 # From the source distributions, so that these are known to build.
 wheel: $(VENV)/.installed-wheel  ## build wheels that need no compiler into dist, and try them

@@ -2,7 +2,8 @@
 
 The C micro-kernels are compiled once for each instruction set, each into a static library with its
 own flags, so that no instruction of a newer set can leak into the code that runs everywhere.
-`CONVSERVE_DEBUG=1` turns on bounds checks, C asserts and debug symbols.
+`CONVSERVE_DEBUG=1` turns on bounds checks, C asserts and debug symbols; `CONVSERVE_SANITIZE=1` adds
+AddressSanitizer and UndefinedBehaviorSanitizer (`make sanitize`).
 """
 
 import os
@@ -15,11 +16,13 @@ from setuptools import Extension, setup
 from setuptools.command.build_clib import build_clib
 from setuptools.command.build_ext import build_ext
 
-DEBUG = os.environ.get("CONVSERVE_DEBUG", "0") not in ("", "0")
+SANITIZE = os.environ.get("CONVSERVE_SANITIZE", "0") not in ("", "0")
+DEBUG = SANITIZE or os.environ.get("CONVSERVE_DEBUG", "0") not in ("", "0")
+SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"] if SANITIZE else []
 OPTIMISE = ["-O1", "-g", "-DCS_DEBUG=1"] if DEBUG else ["-O3", "-DNDEBUG"]
 # gnu11 and contraction: `a * b + c` may become one fused multiply-add where the set has one.
 CFLAGS = [
-    *OPTIMISE, "-std=gnu11", "-ffp-contract=fast", "-fno-math-errno", "-fPIC", "-Wall",
+    *OPTIMISE, *SANITIZERS, "-std=gnu11", "-ffp-contract=fast", "-fno-math-errno", "-fPIC", "-Wall",
     "-Wno-psabi",
 ]  # fmt: skip
 ISA_FLAGS = {"base": []}
@@ -56,7 +59,7 @@ def extension(name, sources=(), libraries=()):
         libraries=list(libraries),
         depends=HEADERS,
         extra_compile_args=[*CFLAGS, *ISA_DEFINES, "-fopenmp", "-Wno-unused-function"],
-        extra_link_args=["-fopenmp"],
+        extra_link_args=["-fopenmp", *SANITIZERS],
     )
 
 

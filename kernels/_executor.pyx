@@ -4,6 +4,10 @@ import numpy as np
 
 from libc.stdint cimport int32_t, int64_t
 from libc.stdlib cimport free, realloc
+from libc.string cimport memset
+from posix.mman cimport (
+    MAP_ANONYMOUS, MAP_FAILED, MAP_PRIVATE, PROT_READ, PROT_WRITE, mmap, munmap,
+)
 
 
 from convserve.kernels._activation cimport described
@@ -86,6 +90,9 @@ cdef extern from "executor.h" nogil:
 # Below this number of multiply-accumulates a call a second thread costs more than it brings.
 cdef double THREADS_FROM = 6e5
 cdef int MAX_THREADS = 256
+# After so many runs arenas that they did not need are given back, but for those that were in use
+# one period ago: only one less is kept for each period.
+cdef int PERIOD = 1024
 
 
 # A convolution with a larger input and fewer weights goes through it in bands of rows.
@@ -103,6 +110,28 @@ cdef void set_window(cs_pool *p, window, bint count_padding):
     p.count_padding = count_padding
 
 
+cdef class Arena:
+    """Zeroed floats in pages of their own, so that the system gets them back as soon as they are
+    freed: the C library would keep them for the thread that happened to ask for them."""
+
+    cdef float *data
+    cdef size_t size
+
+    def __cinit__(self, int64_t floats):
+        self.size = floats * sizeof(float)
+        cdef void *pages = mmap(NULL, self.size, PROT_READ | PROT_WRITE,
+                                MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
+        if pages == MAP_FAILED:
+            self.size = 0
+            raise MemoryError(f"no memory for an arena of {floats} float32 values")
+        memset(pages, 0, self.size)     # touched now rather than in a call
+        self.data = <float *>pages
+
+    def __dealloc__(self):
+        if self.size:
+            munmap(self.data, self.size)
+
+
 cdef class Executor:
     """Tensors and operations in the order of their execution; built once, then run by any thread.
 
@@ -118,7 +147,12 @@ cdef class Executor:
     cdef int64_t arena_floats, scratch_floats
     cdef double macs
     cdef list kept          # owners of the weights
-    cdef list arenas        # that no call uses at the moment; guarded by the GIL
+    # Memory for the tensors, guarded by the GIL. Each call takes an arena of its own; those of the
+    # other threads go to one call at a time, as the team of threads does.
+    cdef list idle, of_team
+    cdef bint team_lent
+    cdef int in_use, most, runs             # arenas in use now and at the most, in this period
+    cdef int kept_arenas
     cdef list output_shapes
 
     def __cinit__(self):
@@ -133,7 +167,7 @@ cdef class Executor:
         for i, group in enumerate(groups):
             self.plan.group[i] = group
         self.macs = macs_per_image
-        self.kept, self.arenas, self.output_shapes = [], [], []
+        self.kept, self.idle, self.of_team, self.output_shapes = [], [], [], []
 
     def __dealloc__(self):
         free(self.tensors)
@@ -480,10 +514,10 @@ cdef class Executor:
         """
         cdef int64_t n = len(inputs[0])
         cdef float *arenas[256]
-        cdef Buffer arena, addresses = Buffer(2 * (len(self.output_shapes) + 2 * self.input_count))
-        cdef float **results = <float **>addresses.data
-        cdef const float **sources = <const float **>(results + len(self.output_shapes))
-        cdef const float **tables = sources + self.input_count
+        cdef Arena arena, own = None
+        cdef float **results
+        cdef const float **sources
+        cdef const float **tables
         cdef const float[::1] given
         cdef const unsigned char[::1] bytes_
         cdef const float[:, ::1] values
@@ -502,23 +536,69 @@ cdef class Executor:
             assert spent_view.shape[0] >= threads and spent_view.shape[1] == self.plan.op_count
             nanoseconds = &spent_view[0, 0]
         self.plan.scratch = self.arena_floats
-        for i, out in enumerate(outs):
-            flat = out.reshape(-1)
-            results[i] = &flat[0]
-        for i, x in enumerate(inputs):
-            if x.dtype == np.uint8:
-                bytes_, values = x.reshape(-1), byte_values
-                sources[i], tables[i] = <const float *>&bytes_[0], &values[0, 0]
-            else:
-                given = x.reshape(-1)
-                sources[i], tables[i] = &given[0], NULL
-        floats = self.arena_floats + self.scratch_floats
-        used = [self.arenas.pop() if self.arenas else Buffer(floats)
-                for _ in range(threads)]
-        for i, arena in enumerate(used):
-            arenas[i] = arena.data
-        with nogil:
-            cs_plan_run(&self.plan, &self.pace, n, sources, tables, results, arenas, threads,
-                        nanoseconds)
-        self.arenas += used
+        # asked and answered without a call of Python between, so that no other thread comes in
+        cdef bint lent = threads > 1 and not self.team_lent
+        if lent:
+            self.team_lent = True
+        else:
+            threads = 1
+        try:
+            own = self._take()
+            arenas[0] = own.data
+            while len(self.of_team) < threads - 1:
+                self.of_team.append(self._arena())
+            for i in range(1, threads):
+                arena = self.of_team[i - 1]
+                arenas[i] = arena.data
+            # behind the tensors: the steady state allocates nothing but the results
+            results = <float **>(own.data + self._tensor_floats())
+            sources = <const float **>(results + len(self.output_shapes))
+            tables = sources + self.input_count
+            for i, out in enumerate(outs):
+                flat = out.reshape(-1)
+                results[i] = &flat[0]
+            for i, x in enumerate(inputs):
+                if x.dtype == np.uint8:
+                    bytes_, values = x.reshape(-1), byte_values
+                    sources[i], tables[i] = <const float *>&bytes_[0], &values[0, 0]
+                else:
+                    given = x.reshape(-1)
+                    sources[i], tables[i] = &given[0], NULL
+            with nogil:
+                cs_plan_run(&self.plan, &self.pace, n, sources, tables, results, arenas, threads,
+                            nanoseconds)
+        finally:
+            if lent:
+                self.team_lent = False
+            if own is not None:
+                self._give_back(own)
         return outs
+
+    @property
+    def held_arenas(self):
+        """How many arenas there are, those in use counted too."""
+        return len(self.idle) + self.in_use + len(self.of_team)
+
+    cdef int64_t _tensor_floats(self) noexcept:
+        return (self.arena_floats + self.scratch_floats + 15) // 16 * 16
+
+    cdef Arena _arena(self):
+        """Memory for the tensors, and for the addresses of results, inputs and their tables."""
+        addresses = len(self.output_shapes) + 2 * self.input_count
+        return Arena(self._tensor_floats() + 2 * <int64_t>addresses)
+
+    cdef Arena _take(self):
+        cdef Arena own = self.idle.pop() if self.idle else self._arena()
+        self.in_use += 1
+        self.most = max(self.most, self.in_use)
+        return own
+
+    cdef int _give_back(self, Arena own) except -1:
+        self.idle.append(own)
+        self.in_use -= 1
+        self.runs += 1
+        if self.runs >= PERIOD:
+            self.kept_arenas = max(self.most, self.kept_arenas - 1)
+            del self.idle[:max(0, len(self.idle) + self.in_use - self.kept_arenas)]
+            self.runs, self.most = 0, self.in_use
+        return 0

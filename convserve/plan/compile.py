@@ -232,12 +232,11 @@ class _Compiler:
             case layers.Conv2d():
                 self.emit_conv(level, step, kernel, sources[0], x[0], y)
             case layers.Affine():
-                assert step.weight is not None
-                c, h, w = image_shape(shape)
-                weight = step.weight.reshape(-1, c, h, w)
-                planar = sources[0].planar
-                size = h, w, 1, 0, 1, 1, "floor", planar
-                packed = self.shared(step, kernel, PackedConv, weight, step.bias, *size)
+                image = image_shape(shape)
+                size = *image[1:], 1, 0, 1, 1, "floor", sources[0].planar
+                packed = self.shared(
+                    step, kernel, lambda w: PackedConv(w.reshape(-1, *image), step.bias, *size)
+                )
                 executor.affine(level, x[0], y, packed, step.activation)
             case layers.MaxPool2d():
                 executor.pool(level, x[0], y, op.window([shape]), True, False)
@@ -292,11 +291,11 @@ class _Compiler:
                 level, y, np.concatenate(channels), tensors, np.concatenate(sources)
             )
 
-    def shared(self, step: Step, kernel: Kernel, pack: Callable[..., _P], *weights: Any) -> _P:
-        """The step's packed weights: those of a plan before this one, or pack(*weights)."""
+    def shared(self, step: Step, kernel: Kernel, pack: Callable[[Array], _P]) -> _P:
+        """The step's packed weights: those of a plan before this one, or pack(weight)."""
         key = tuple(step.nodes), kernel
         if key not in self.packed:
-            self.packed[key] = pack(*weights)
+            self.packed[key] = pack(step.take_weight())
         weights_there: _P = self.packed[key]
         return weights_there
 
@@ -304,22 +303,21 @@ class _Compiler:
         self, level: int, step: Step, kernel: Kernel, source: Value, x: int, y: int
     ) -> None:
         op, shape = step.op, image_shape(self.steps.shapes[step.inputs[0]])
-        assert isinstance(op, layers.Conv2d) and step.weight is not None
+        assert isinstance(op, layers.Conv2d)
         window = op.window([shape])
         residual = self.values[step.residual].tensor if step.residual else None
         if isinstance(kernel, Depthwise):
             bias = np.zeros(shape[0], np.float32) if step.bias is None else step.bias
-            weight = np.ascontiguousarray(step.weight[:, 0])
-            self.executor.depthwise(level, x, y, weight, bias, window, step.activation)
+            filters = np.ascontiguousarray(step.take_weight()[:, 0])
+            self.executor.depthwise(level, x, y, filters, bias, window, step.activation)
         elif isinstance(kernel, Winograd):
             wanted = *shape[1:], op.padding, kernel.m
-            wino = self.shared(step, kernel, PackedWinograd, step.weight, step.bias, *wanted)
+            wino = self.shared(step, kernel, lambda w: PackedWinograd(w, step.bias, *wanted))
             pooled = step.pool is not None
             self.executor.winograd(level, x, y, wino, window, step.activation, residual, pooled)
         else:
-            size = *shape[1:], op.stride, op.padding, op.dilation, op.groups, "floor"
-            planar = source.planar
-            packed = self.shared(step, kernel, PackedConv, step.weight, step.bias, *size, planar)
+            form = *shape[1:], op.stride, op.padding, op.dilation, op.groups, "floor", source.planar
+            packed = self.shared(step, kernel, lambda w: PackedConv(w, step.bias, *form))
             pool = None
             if step.pool is not None:
                 largest = isinstance(step.pool, layers.MaxPool2d)

@@ -42,7 +42,8 @@ class Step:
     name: str
     inputs: list[str]
     shape: Shape
-    weight: Array | None = None  # of a convolution or affine layer, batch norm folded in
+    weight: Array | None = None  # of a convolution or affine layer, until it is packed
+    factor: Exact | None = None  # of each filter, by the batch norm that is folded in
     bias: Array | None = None
     # One value a channel: of a batch norm that could not be folded, a layer norm, PReLU's slopes.
     scale: Array | None = None
@@ -55,6 +56,18 @@ class Step:
     origins: Origins | None = None  # of a step that only moves channels
     copied: list[Run] = field(default_factory=list)  # what of it does not lie in its place anyway
     nodes: list[str] = field(default_factory=list)  # the layers that it computes
+
+    def take_weight(self) -> Array:
+        """The weight, batch norm folded in. The step forgets it: what is packed stays."""
+        weight, self.weight = self.weight, None
+        assert weight is not None
+        if self.factor is None:
+            return weight
+        folded = np.empty_like(weight)
+        factor = self.factor.reshape(-1, *[1] * (weight.ndim - 1))
+        # in float64, a piece at a time
+        np.multiply(weight, factor, out=folded, dtype=np.float64, casting="same_kind")
+        return folded
 
 
 @dataclass
@@ -218,8 +231,7 @@ class _Lowering:
         bias = np.zeros(filters) if step.bias is None else step.bias.astype(np.float64)
         scale, bias = self.scaling(step, np.ones(filters), bias)
         if len(step.nodes) > before:
-            by_filter = (-1,) + (1,) * (step.weight.ndim - 1)
-            step.weight = (step.weight * scale.reshape(by_filter)).astype(np.float32)
+            step.factor = scale
             step.bias = bias.astype(np.float32)
 
     def with_padding(self, op: layers.Conv2d, source: str) -> layers.Conv2d:

@@ -60,7 +60,7 @@ CS_INLINE void conv_half_tile(const int np, const int step, const cs_conv *p, in
                               float *y) {
     vh acc[CS_PX1];
     const int64_t x_px = step ? step : p->x_px;
-#pragma GCC unroll 16
+CS_UNROLL(16)
     for (int i = 0; i < np; i++)
         acc[i] = *(const vh *)bias;
     for (int c = 0; c < planes; c++) {
@@ -70,13 +70,13 @@ CS_INLINE void conv_half_tile(const int np, const int step, const cs_conv *p, in
                 const float *xr = x + c * p->x_plane + kh * p->x_kh + kw * p->x_kw;
                 for (int k = 0; k < inner; k++, w += CS_VL) {
                     const vh wv = *(const vh *)w;
-#pragma GCC unroll 16
+CS_UNROLL(16)
                     for (int i = 0; i < np; i++)
                         acc[i] += (xr[i * x_px + k] - (vh){0}) * wv;
                 }
             }
     }
-#pragma GCC unroll 16
+CS_UNROLL(16)
     for (int i = 0; i < np; i++) {
         vf v = {0};
         if (r)

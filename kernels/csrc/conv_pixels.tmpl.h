@@ -24,12 +24,12 @@ CS_INLINE void pixel_tile(const int nf, const int nv, const cs_conv *p, int plan
                           vf (*out)[CS_PIXEL_VECTORS]) {
     vf acc[CS_PIXEL_FILTERS][CS_PIXEL_VECTORS];
     int64_t from[CS_PIXEL_VECTORS];
-#pragma GCC unroll 4
+CS_UNROLL(4)
     for (int v = 0; v < nv; v++)
         from[v] = at[v].row * p->x_oh + at[v].column;
-#pragma GCC unroll 6
+CS_UNROLL(6)
     for (int f = 0; f < nf; f++)
-#pragma GCC unroll 4
+CS_UNROLL(4)
         for (int v = 0; v < nv; v++)
             acc[f][v] = v_set(bias[f]);
     for (int c = 0; c < planes; c++)
@@ -38,22 +38,22 @@ CS_INLINE void pixel_tile(const int nf, const int nv, const cs_conv *p, int plan
                 const float *xr = x + c * p->x_plane + kh * p->x_kh + kw * p->x_kw;
                 for (int k = 0; k < p->inner; k++, w += w_step) {
                     vf xv[CS_PIXEL_VECTORS];
-#pragma GCC unroll 4
+CS_UNROLL(4)
                     for (int v = 0; v < nv; v++)
                         xv[v] = v_load(xr + from[v] + k);
-#pragma GCC unroll 6
+CS_UNROLL(6)
                     for (int f = 0; f < nf; f++) {
                         const vf wv = v_set(w[f]);
-#pragma GCC unroll 4
+CS_UNROLL(4)
                         for (int v = 0; v < nv; v++)
                             acc[f][v] += xv[v] * wv;
                     }
                 }
             }
     const vf low = v_set(p->activation.low), high = v_set(p->activation.high);
-#pragma GCC unroll 6
+CS_UNROLL(6)
     for (int f = 0; f < nf; f++)
-#pragma GCC unroll 4
+CS_UNROLL(4)
         for (int v = 0; v < nv; v++)
             out[f][v] = v_clip(acc[f][v], low, high);
 }
@@ -93,7 +93,7 @@ static pixel_tile_fn *const pixel_tiles[CS_PIXEL_VECTORS + 1][CS_PIXEL_FILTERS +
 CS_INLINE void pixel_store(vf v[CS_VL], int filters, float *y0, float *y1, int64_t y_px) {
     if (filters <= CS_VL / 2) {
         v_transpose_halves(v);
-#pragma GCC unroll 8
+CS_UNROLL(8)
         for (int i = 0; i < CS_VL / 2; i++) {
             vh half[2];
             memcpy(half, &v[i], sizeof half);
@@ -103,7 +103,7 @@ CS_INLINE void pixel_store(vf v[CS_VL], int filters, float *y0, float *y1, int64
         return;
     }
     v_transpose(v);
-#pragma GCC unroll 8
+CS_UNROLL(8)
     for (int i = 0; i < CS_VL / 2; i++) {
         v_store(y0 + i * y_px, v[i]);
         v_store(y1 + i * y_px, v[i + CS_VL / 2]);
@@ -125,7 +125,7 @@ CS_INLINE void pixel_block(const cs_conv *p, int filters, int planes, int nv, co
     /* filters that are not there make surplus channels: any values do */
     if (!p->pool) {
         for (int v = 0; v < nv; v++) {
-#pragma GCC unroll 16
+CS_UNROLL(16)
             for (int f = 0; f < CS_VL; f++)
                 row[f] = out[f < filters ? f : 0][v];
             float *start = y + at[v].row * p->y_row + at[v].column * p->y_px;
@@ -136,7 +136,7 @@ CS_INLINE void pixel_block(const cs_conv *p, int filters, int planes, int nv, co
     /* places come in pairs of one column: a row, and the row below it */
     for (int v = 0; v < nv; v += 4) {
         const int other = v + 2 < nv ? v + 2 : v;
-#pragma GCC unroll 16
+CS_UNROLL(16)
         for (int f = 0; f < CS_VL; f++) {
             const vf *of = out[f < filters ? f : 0];
             const vf a = v_max(of[v], of[v + 1]), b = v_max(of[other], of[other + 1]);

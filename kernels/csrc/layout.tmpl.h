@@ -8,11 +8,11 @@ static void pack(int channels, int h0, int h1, int w, const float *x, int64_t x_
         for (int first = 0; by_squares && first < w; first += CS_VL) {
             const int j = first + CS_VL <= w ? first : w - CS_VL;
             vf square[CS_VL];
-#pragma GCC unroll 16
+CS_UNROLL(16)
             for (int c = 0; c < CS_VL; c++)
                 square[c] = c < channels ? v_load(x + c * x_c + h * x_h + j) : (vf){0};
             v_transpose(square);
-#pragma GCC unroll 16
+CS_UNROLL(16)
             for (int i = 0; i < CS_VL; i++)
                 v_store(y + h * y_row + (j + i) * y_px, square[i]);
         }
@@ -20,7 +20,7 @@ static void pack(int channels, int h0, int h1, int w, const float *x, int64_t x_
             const float *xp = x + h * x_h + j * x_w;
             float *yp = y + h * y_row + j * y_px;
             if (channels == CS_VL) {
-#pragma GCC unroll 16
+CS_UNROLL(16)
                 for (int c = 0; c < CS_VL; c++)
                     yp[c] = xp[c * x_c];
             } else {
@@ -39,11 +39,11 @@ static void unpack(int channels, int h0, int h1, int w, const float *x, int64_t 
         for (int first = 0; w >= CS_VL && first < w; first += CS_VL) {
             const int j = first + CS_VL <= w ? first : w - CS_VL;
             vf square[CS_VL];
-#pragma GCC unroll 16
+CS_UNROLL(16)
             for (int i = 0; i < CS_VL; i++)
                 square[i] = v_load(xr + (int64_t)(j + i) * CS_VL);
             v_transpose(square);
-#pragma GCC unroll 16
+CS_UNROLL(16)
             for (int c = 0; c < CS_VL; c++)
                 if (c < channels)
                     v_store(yr + c * y_c + j, square[c]);

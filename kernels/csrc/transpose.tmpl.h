@@ -38,7 +38,7 @@
 
 /* squares of `step` lanes in rows 0 .. rows - 1 */
 #define V_EXCHANGE(v, rows, step, low, high)                                                       \
-    _Pragma("GCC unroll 16") for (int i_ = 0; i_ < rows; i_++) if (!(i_ & step)) {                 \
+    CS_UNROLL(16) for (int i_ = 0; i_ < rows; i_++) if (!(i_ & step)) {                 \
         const vf a_ = v[i_], b_ = v[i_ + step];                                                    \
         v[i_] = low(a_, b_);                                                                       \
         v[i_ + step] = high(a_, b_);                                                               \

@@ -12,7 +12,7 @@ static int checks_done, checks_failed;
 
 /* of a multiplicative congruential generator: within [-1, 1] */
 static inline float number(void) {
-    static uint64_t state = 12345;
+    static _Thread_local uint64_t state = 12345;
     state = state * 6364136223846793005ull + 1442695040888963407ull;
     return (float)(int32_t)(state >> 32) / 2147483648.0f;
 }
