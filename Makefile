@@ -18,7 +18,7 @@ PACKAGING := setup.py pyproject.toml \
 .DELETE_ON_ERROR:
 
 help:  ## show the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo 'Variables: PYTHON=python3.12 (to make the environment with), VENV=.venv, BENCH_ARGS=…'
 
 build: $(VENV)/.installed  ## make the environment, compile, install

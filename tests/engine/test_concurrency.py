@@ -71,7 +71,9 @@ def test_eight_callers_get_the_same_bits_and_memory_is_flat() -> None:
         f"{sum(done)} calls in {SECONDS:g} s, "
         f"resident memory {growth / 1e6:+.2f} MB in the second half"
     )
-    assert growth < 4e6, f"{growth / 1e6:.1f} MB more after {sum(done)} calls"
+    # AddressSanitizer keeps what was freed for a while
+    limit = 400e6 if "LD_PRELOAD" in os.environ else 4e6
+    assert growth < limit, f"{growth / 1e6:.1f} MB more after {sum(done)} calls"
 
 
 def test_arenas_are_bounded_and_given_back() -> None:
