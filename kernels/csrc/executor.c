@@ -99,8 +99,11 @@ static void work(void *argument, int rank, int size) {
 
 /* Sharing a single image pays only while the threads keep their cores: on a machine that is busy
  * otherwise each wait may last a time slice. So both ways are timed, the better one is taken, and
- * the other is tried again now and then, more and more rarely. The results are the same bits. */
-enum { FIRST_TRIAL = 4, RAREST_TRIAL = 1024 };   /* in runs */
+ * the other is tried again now and then, first soon, then more rarely. Alone an image takes always
+ * about the same time; sharing becomes the better way as soon as the other work has gone, so it is
+ * tried more often, and a few times in a row, since the first one may have to wake a thread. The
+ * results are the same bits. */
+enum { FIRST_TRIAL = 4, RAREST_TRIAL_ALONE = 1024, RAREST_TRIAL_SHARED = 32, TRIALS_SHARED = 3 }; /* runs */
 
 static int may_share(cs_pace *pace) {
     const int64_t alone = atomic_load_explicit(&pace->mean[0], memory_order_relaxed);
@@ -122,12 +125,16 @@ static void learn(cs_pace *pace, int shared, int64_t nanoseconds) {
     /* a fast run shows what is possible, a slow one may have been bad luck */
     mean = mean && nanoseconds > mean ? mean + (nanoseconds - mean) / 4 : nanoseconds;
     atomic_store_explicit(&pace->mean[shared], mean, memory_order_relaxed);
-    if (atomic_load_explicit(&pace->until_trial, memory_order_relaxed) > 0 && (mean < other) == was_better)
+    const int better = mean < other, turned = better != was_better;
+    const int32_t left = atomic_load_explicit(&pace->until_trial, memory_order_relaxed);
+    /* runs of a trial: those with until_trial at 0 or below, one less after each */
+    if (!turned && (left >= 0 || (shared && left > -TRIALS_SHARED)))
         return;
     /* a trial is over, or the order has changed */
+    const int32_t rarest = better == shared ? RAREST_TRIAL_ALONE : RAREST_TRIAL_SHARED;
     int32_t interval = atomic_load_explicit(&pace->interval, memory_order_relaxed);
-    interval = (mean < other) != was_better || !interval ? FIRST_TRIAL : 2 * interval;
-    interval = interval < RAREST_TRIAL ? interval : RAREST_TRIAL;
+    interval = turned || !interval ? FIRST_TRIAL : 2 * interval;
+    interval = interval < rarest ? interval : rarest;
     atomic_store_explicit(&pace->interval, interval, memory_order_relaxed);
     atomic_store_explicit(&pace->until_trial, interval, memory_order_relaxed);
 }
