@@ -56,6 +56,36 @@ _PORT = click.IntRange(0, 65535)
     is_flag=True,
     help="Let callers on this machine pass tensors through /dev/shm.",
 )
+@click.option(
+    "--tls-certificate",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="PEM: the server's certificate and those that lead to its CA. Read again when it changes.",
+)
+@click.option("--tls-key", type=click.Path(path_type=Path), metavar="FILE", help="PEM: its key.")
+@click.option(
+    "--tls-client-ca",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="PEM: clients must show a certificate of this CA (mutual TLS).",
+)
+@click.option(
+    "--token-file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Only callers with a bearer token of this file: a line is 'infer TOKEN' or 'admin TOKEN'.",
+)
+@click.option(
+    "--allow-admin",
+    is_flag=True,
+    help="Without tokens, let callers of other machines load, unload and change settings.",
+)
+@click.option(
+    "--max-concurrent-streams",
+    type=click.IntRange(1, 1_000_000),
+    metavar="N",
+    help="Calls at a time on one connection; more wait at the client.",
+)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", type=_PORT, default=8001, show_default=True, help="gRPC; 0: a free port.")
 @click.option(
@@ -122,6 +152,12 @@ def command(
     load_model: tuple[str, ...],
     repository_poll_secs: float,
     system_shared_memory: bool,
+    tls_certificate: Path | None,
+    tls_key: Path | None,
+    tls_client_ca: Path | None,
+    token_file: Path | None,
+    allow_admin: bool,
+    max_concurrent_streams: int | None,
     host: str,
     port: int,
     metrics_port: int,
@@ -161,11 +197,20 @@ def command(
     explicit = model_control_mode == "explicit"
     if load_model and not explicit:
         raise click.UsageError("--load-model needs --model-control-mode explicit")
+    if (tls_certificate is None) != (tls_key is None):
+        raise click.UsageError("--tls-certificate and --tls-key go together")
+    if tls_client_ca is not None and tls_certificate is None:
+        raise click.UsageError("--tls-client-ca needs --tls-certificate and --tls-key")
     names = None if "*" in load_model or not explicit else load_model
 
     from convserve.engine.repository import ModelRepository
     from convserve.serving.logs import LogSettings
     from convserve.serving.server import Options, Server
+    from convserve.serving.tls import TlsFiles
+
+    tls = None
+    if tls_certificate is not None and tls_key is not None:
+        tls = TlsFiles(tls_certificate, tls_key, tls_client_ca)
 
     logs = _log_to_stderr(LogSettings(getattr(logging, log_level.upper())))
     defaults = {
@@ -189,6 +234,10 @@ def command(
             explicit_control=explicit,
             poll_seconds=repository_poll_secs if model_control_mode == "poll" else None,
             shared_memory=system_shared_memory,
+            tls=tls,
+            token_file=token_file,
+            allow_admin=allow_admin,
+            max_concurrent_streams=max_concurrent_streams,
         ),
         logs,
     )

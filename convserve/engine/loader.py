@@ -115,7 +115,8 @@ class Loader:
             if known is not None and stamp == known.stamp and known.config == config:
                 return known
             file = model_file.load(path)
-            times = tuning.find(path, file.graph)
+            inside = self.source.holds(tuning.record_path(path))
+            times = tuning.find(path, file.graph) if inside else None
         threads = config.instance_group.threads or None
         model = Model.from_file(file, name=name, threads=threads, times=times)
         self._warm_up(model, config)

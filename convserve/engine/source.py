@@ -150,8 +150,11 @@ class Source:
         files = [folder / version / MODEL_FILENAME for version in versions]
         return (Stamp.of(folder / CONFIG_FILENAME), *versions, *map(Stamp.of, files))
 
+    def holds(self, path: Path) -> bool:
+        """Whether the path leads into the repository; beside a single file any does."""
+        return self._is_file or path.resolve().is_relative_to(self.path.resolve())
+
     def _inside(self, path: Path) -> Path:
-        root = self.path.resolve()
-        if not path.resolve().is_relative_to(root):
-            raise ModelFileError(f"{path}: leads outside the model repository {root}")
+        if not self.holds(path):
+            raise ModelFileError(f"{path}: leads outside the model repository {self.path}")
         return path

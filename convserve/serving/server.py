@@ -14,6 +14,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -22,6 +23,7 @@ from convserve.engine.repository import ModelRepository
 from convserve.errors import ConvserveError
 from convserve.images import MAX_PIXELS
 from convserve.serving import metrics, reflection
+from convserve.serving.access import Access, Tokens, is_loopback
 from convserve.serving.control import Control
 from convserve.serving.images import ImageDecoder
 from convserve.serving.inference import MAX_STREAMS, Inferences
@@ -29,6 +31,7 @@ from convserve.serving.logs import LogSettings
 from convserve.serving.polling import Poller
 from convserve.serving.servicer import Pools, Servicer
 from convserve.serving.shared_memory import Regions
+from convserve.serving.tls import TlsFiles, server_credentials
 from convserve_client import protocol
 
 __all__ = ["Options", "Server"]
@@ -52,6 +55,10 @@ class Options:
     explicit_control: bool = False  # whether callers may load and unload models
     poll_seconds: float | None = None  # between looks at the repository; None: no polling
     shared_memory: bool = False  # whether callers may register regions of /dev/shm
+    tls: TlsFiles | None = None
+    token_file: Path | None = None  # None: no token is needed
+    allow_admin: bool = False  # without tokens, on addresses that others can reach
+    max_concurrent_streams: int | None = None  # calls at a time on one connection
 
 
 class Server:
@@ -126,9 +133,12 @@ class Server:
         self._poller.look_now()
 
     def _make_grpc(self, options: Options) -> grpc.Server:
+        streams = options.max_concurrent_streams
         server = grpc.server(
             self._control_pool,
+            interceptors=_interceptors(options),
             options=[
+                *([] if streams is None else [("grpc.max_concurrent_streams", streams)]),
                 ("grpc.max_receive_message_length", options.max_message_bytes),
                 ("grpc.max_send_message_length", -1),
                 ("grpc.so_reuseport", 0),  # a second server on the port must fail
@@ -154,7 +164,10 @@ class Server:
             raise _cannot_listen(options.host, options.port, error) from None
         host = f"[{options.host}]" if family == socket.AF_INET6 else options.host
         try:
-            return int(self._grpc.add_insecure_port(f"{host}:{options.port}"))
+            address = f"{host}:{options.port}"
+            if options.tls is not None:
+                return int(self._grpc.add_secure_port(address, server_credentials(options.tls)))
+            return int(self._grpc.add_insecure_port(address))
         except RuntimeError as error:
             raise _cannot_listen(options.host, options.port, error) from None
 
@@ -195,6 +208,13 @@ class _GrowingPool(ThreadPoolExecutor):
 
     def grow(self, threads: int) -> None:
         self._max_workers = max(self._max_workers, threads)
+
+
+def _interceptors(options: Options) -> list[grpc.ServerInterceptor]:
+    """None where everybody may call everything: each costs every call a little."""
+    tokens = None if options.token_file is None else Tokens(options.token_file)
+    admin = options.allow_admin or is_loopback(options.host)
+    return [] if tokens is None and admin else [Access(tokens, admin)]
 
 
 def _cannot_listen(host: str, port: int, error: Exception) -> ConvserveError:

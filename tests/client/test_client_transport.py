@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 import time
 from pathlib import Path
 from typing import Any
 
+import certificates as certificate_files
 import grpc
 import numpy as np
 import pytest
@@ -163,24 +162,7 @@ def test_compression(connect: Any, server: Any, wire: Any, compression: str | No
 
 @pytest.fixture(scope="module")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """ca.pem, and server and client certificates with their keys, for the name `toy.example`."""
-    openssl = shutil.which("openssl")
-    if openssl is None:
-        pytest.skip("openssl, which makes the certificates, is not installed")
-    folder = tmp_path_factory.mktemp("certificates")
-
-    def run(*arguments: str) -> None:
-        subprocess.run([str(openssl), *arguments], cwd=folder, check=True, capture_output=True)
-
-    new = ("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
-    run(*new, "-days", "2", "-subj", "/CN=ca", "-keyout", "ca.key", "-out", "ca.pem")
-    for name in ("server", "client"):
-        run(
-            *new, "-days", "2", "-subj", "/CN=toy.example", "-CA", "ca.pem", "-CAkey", "ca.key",
-            "-addext", "subjectAltName=DNS:toy.example,IP:127.0.0.1",
-            "-keyout", f"{name}.key", "-out", f"{name}.pem",
-        )  # fmt: skip
-    return folder
+    return certificate_files.make(tmp_path_factory.mktemp("certificates"))
 
 
 def secure(folder: Path, mutual: bool) -> grpc.ServerCredentials:

@@ -1,0 +1,103 @@
+"""TLS for the gRPC port; certificates are read again when their files change."""
+
+from __future__ import annotations
+
+import logging
+import ssl
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+
+from convserve.errors import ConfigError
+
+__all__ = ["TlsFiles", "server_credentials"]
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TlsFiles:
+    """PEM files. client_ca: with it, clients must show a certificate that it has signed."""
+
+    certificate: Path
+    key: Path
+    client_ca: Path | None = None
+
+    @property
+    def paths(self) -> list[Path]:
+        return [self.certificate, self.key, *([self.client_ca] if self.client_ca else [])]
+
+
+def server_credentials(files: TlsFiles) -> grpc.ServerCredentials:
+    """Credentials of the files, read anew before a handshake if they have changed.
+
+    Raises ConfigError for files that can't be read or don't belong together. Later ones that don't
+    are reported in the log, and the certificate before them stays.
+    """
+    first = _load(files)
+    lock = threading.Lock()
+    seen = [_stamps(files)]
+
+    def fetch() -> grpc.ServerCertificateConfiguration | None:
+        with lock:
+            stamps = _stamps(files)
+            if stamps == seen[0]:
+                return None
+            try:
+                fresh = _load(files)
+            except ConfigError as error:
+                _log.error("the certificate stays as it was: %s", error)
+                fresh = None
+            else:
+                _log.info("a new certificate from %s", files.certificate)
+            seen[0] = stamps
+            return fresh
+
+    return grpc.dynamic_ssl_server_credentials(
+        first, fetch, require_client_authentication=files.client_ca is not None
+    )
+
+
+def _stamps(files: TlsFiles) -> list[tuple[int, int, int] | None]:
+    stamps: list[tuple[int, int, int] | None] = []
+    for path in files.paths:
+        try:
+            found = path.stat()
+        except OSError:
+            stamps.append(None)
+        else:
+            stamps.append((found.st_mtime_ns, found.st_size, found.st_ino))
+    return stamps
+
+
+def _load(files: TlsFiles) -> grpc.ServerCertificateConfiguration:
+    """gRPC takes any bytes and then refuses every handshake: Python's ssl looks at them first."""
+    check = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    content = []
+    for path in files.paths:
+        try:
+            content.append(path.read_bytes())
+        except OSError as error:
+            raise ConfigError(f"TLS: {path}: {error.strerror or error}") from None
+    try:
+        check.load_cert_chain(files.certificate, files.key, password=_no_password)
+    except (ssl.SSLError, OSError, ValueError) as error:
+        raise ConfigError(
+            f"TLS: {files.certificate} and {files.key} are not a certificate in PEM form and its "
+            f"key: {error}"
+        ) from None
+    if files.client_ca is not None:
+        try:
+            check.load_verify_locations(files.client_ca)
+        except (ssl.SSLError, OSError) as error:
+            raise ConfigError(f"TLS: {files.client_ca} holds no CA in PEM form: {error}") from None
+    certificate, key, *ca = content
+    return grpc.ssl_server_certificate_configuration(
+        [(key, certificate)], root_certificates=ca[0] if ca else None
+    )
+
+
+def _no_password() -> str:
+    raise ValueError("the key is encrypted, which is not supported")

@@ -1,0 +1,41 @@
+"""What is deployed names options and metrics that there are."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from convserve.cli import serve
+from convserve.engine.repository import ModelRepository
+from convserve.serving import metrics
+
+DEPLOY = Path(__file__).parents[2] / "deploy"
+FILES = ["Dockerfile", "convserve.service", "kubernetes/deployment.yaml"]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_options_exist(name: str) -> None:
+    known = {option for parameter in serve.command.params for option in parameter.opts}
+    text = (DEPLOY / name).read_text("utf-8")
+    commands = re.findall(r"convserve serve .*|\"serve\", .*|args:\n(?:\s+- .*\n)+", text)
+    used = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", "\n".join(commands)))
+    assert used and used <= known
+
+
+def test_the_dashboard_shows_metrics_that_there_are(tmp_path: Path) -> None:
+    repository = ModelRepository.open(tmp_path, names=())
+    there = {
+        name
+        for family in metrics.registry(repository).collect()
+        for name in (family.name, f"{family.name}_bucket", f"{family.name}_total")
+    }
+    repository.stop(1.0)
+    dashboard = json.loads((DEPLOY / "grafana/convserve.json").read_text("utf-8"))
+    queries = [t["expr"] for panel in dashboard["panels"] for t in panel["targets"]]
+    shown = set(re.findall(r"\b(?:nv|convserve)_\w+", " ".join(queries)))
+    assert len(shown) > 8
+    assert shown <= there
+    assert len({panel["id"] for panel in dashboard["panels"]}) == len(dashboard["panels"])
