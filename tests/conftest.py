@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterator
 
+import pytest
 from hypothesis import HealthCheck, settings
+
+from convserve import kernels
+from convserve.kernels import _core
 
 # A run in the background has SIGINT ignored, and what it starts would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -17,3 +22,16 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 settings.load_profile("convserve")
+
+KNOWN_ISAS = ("base", "avx2", "avx512")
+
+
+@pytest.fixture(params=KNOWN_ISAS)
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Runs the test on each known instruction set, and says so where this machine lacks one."""
+    if request.param not in kernels.available_isas():
+        pytest.skip(f"this build on this CPU has no {request.param}")
+    before = kernels.isa()
+    _core.use_isa(request.param)
+    yield request.param
+    _core.use_isa(before)

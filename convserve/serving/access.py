@@ -23,6 +23,7 @@ from typing import Any
 
 import grpc
 
+from convserve.engine.source import Stamp
 from convserve.errors import ConfigError
 from convserve_client import protocol
 
@@ -53,7 +54,7 @@ class Tokens:
     def __init__(self, path: Path, clock: Callable[[], float] = time.monotonic) -> None:
         self._path, self._clock = path, clock
         self._lock = threading.Lock()
-        self._seen = _stamp(path)
+        self._seen = Stamp.of(path)
         self._looked = clock()
         self._scopes = _read(path)
 
@@ -76,7 +77,7 @@ class Tokens:
             if now - self._looked < _LOOK:
                 return
             self._looked = now
-            stamp = _stamp(self._path)
+            stamp = Stamp.of(self._path)
             if stamp == self._seen:
                 return
             try:
@@ -149,14 +150,6 @@ def _refusing(handler: Any, code: grpc.StatusCode, details: str) -> Any:
 
 def _digest(token: str) -> bytes:
     return hashlib.sha256(token.encode("utf-8", "surrogateescape")).digest()
-
-
-def _stamp(path: Path) -> tuple[int, int, int] | None:
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_mtime_ns, found.st_size, found.st_ino
 
 
 def _read(path: Path) -> dict[bytes, str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import grpc
 
+from convserve.engine.source import Stamp
 from convserve.errors import ConfigError
 
 __all__ = ["TlsFiles", "server_credentials"]
@@ -60,16 +61,8 @@ def server_credentials(files: TlsFiles) -> grpc.ServerCredentials:
     )
 
 
-def _stamps(files: TlsFiles) -> list[tuple[int, int, int] | None]:
-    stamps: list[tuple[int, int, int] | None] = []
-    for path in files.paths:
-        try:
-            found = path.stat()
-        except OSError:
-            stamps.append(None)
-        else:
-            stamps.append((found.st_mtime_ns, found.st_size, found.st_ino))
-    return stamps
+def _stamps(files: TlsFiles) -> list[Stamp | None]:
+    return [Stamp.of(path) for path in files.paths]
 
 
 def _load(files: TlsFiles) -> grpc.ServerCertificateConfiguration:

@@ -12,16 +12,6 @@ from convserve.plan import Choice, Plan, compile_plan
 KERNELS = ["direct", "winograd2", "winograd4"]
 
 
-@pytest.fixture(params=["base", "avx2", "avx512"])
-def isa(request):
-    if request.param not in _core.available_isas():
-        pytest.skip(f"this machine or build does not have {request.param}")
-    before = _core.isa()
-    _core.use_isa(request.param)
-    yield request.param
-    _core.use_isa(before)
-
-
 def conv_plan(shape: tuple[int, int, int], op: layers.Conv2d, **choice: object) -> Plan:
     graph = Graph(shape)
     graph.add(op)

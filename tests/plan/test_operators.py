@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import graph_reference
 import numpy as np
@@ -10,7 +10,6 @@ import pytest
 import reference
 
 from convserve.graph import Graph, layers
-from convserve.kernels import _core
 from convserve.plan import Plan, compile_plan
 from convserve.plan import compile as compiler
 
@@ -26,16 +25,6 @@ ONE_INPUT = [
     layers.Crop(((0, 1), (2, 0))), layers.Slice(0, 1), layers.Flatten(),
 ]  # fmt: skip
 SHAPES = [(1, 5, 7), (5, 3, 3), (16, 4, 5), (17, 3, 4), (40, 6, 5), (64, 2, 9)]
-
-
-@pytest.fixture(params=["base", "avx2", "avx512"])
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    if request.param not in _core.available_isas():
-        pytest.skip(f"this machine or build does not have {request.param}")
-    before = _core.isa()
-    _core.use_isa(request.param)
-    yield request.param
-    _core.use_isa(before)
 
 
 @pytest.fixture(autouse=True)

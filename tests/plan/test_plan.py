@@ -18,18 +18,6 @@ from convserve.kernels import _core
 from convserve.plan import compile_plan
 from convserve.plan.memory import Extent, place
 
-ISAS = ["base", "avx2", "avx512"]
-
-
-@pytest.fixture(params=ISAS)
-def isa(request):
-    if request.param not in _core.available_isas():
-        pytest.skip(f"this machine or build does not have {request.param}")
-    before = _core.isa()
-    _core.use_isa(request.param)
-    yield request.param
-    _core.use_isa(before)
-
 
 def random_parameters(graph: Graph, rng: np.random.Generator) -> dict[str, np.ndarray]:
     params = graph.initialise(rng)

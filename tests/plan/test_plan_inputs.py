@@ -8,18 +8,7 @@ import pytest
 import reference
 
 from convserve.graph import Graph, layers
-from convserve.kernels import _core
 from convserve.plan import compile_plan
-
-
-@pytest.fixture(params=["base", "avx2", "avx512"])
-def isa(request):
-    if request.param not in _core.available_isas():
-        pytest.skip(f"this machine or build does not have {request.param}")
-    before = _core.isa()
-    _core.use_isa(request.param)
-    yield request.param
-    _core.use_isa(before)
 
 
 def siamese() -> Graph:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import graph_reference
 import numpy as np
 import pytest
@@ -12,20 +10,8 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from convserve.graph import Graph, layers
-from convserve.kernels import _core
 from convserve.plan import compile as compiler
 from convserve.plan import compile_plan
-
-
-@pytest.fixture(params=["base", "avx2", "avx512"], scope="module")
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    if request.param not in _core.available_isas():
-        pytest.skip(f"this machine or build does not have {request.param}")
-    before = _core.isa()
-    _core.use_isa(request.param)
-    yield request.param
-    _core.use_isa(before)
-
 
 WINDOWS = [(2, 2, 0), (2, 2, 0), (2, 2, 1), (3, 2, 1), (3, 1, 1), (2, 3, 0), (5, 2, 2), (1, 2, 0)]
 
