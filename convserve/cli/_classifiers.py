@@ -16,6 +16,7 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
+from convserve.cli._target import Target
 from convserve.preprocessing import Preprocessing
 
 if TYPE_CHECKING:
@@ -87,27 +88,22 @@ class ServedClassifier:
 
 
 def open_classifier(
-    model: Path | None, server: str | None, name: str | None, batch_size: int, threads: int | None
+    model: Path | None,
+    server: Target | None,
+    name: str | None,
+    batch_size: int,
+    threads: int | None,
 ) -> AbstractContextManager[Classifier]:
     """Load the model, or connect to the server; one of the two is given."""
     if model is not None:
         return nullcontext(LocalClassifier(model, threads))
-    return _Connection(str(server), name, batch_size)
-
-
-def connect(address: str) -> Client:
-    """A client of the server that --server names; a usage error if that is no address."""
-    from convserve_client import Client
-
-    try:
-        return Client(address)
-    except ValueError as error:
-        raise click.UsageError(f"--server: {error}") from None
+    assert server is not None
+    return _Connection(server, name, batch_size)
 
 
 class _Connection(AbstractContextManager[Classifier]):
-    def __init__(self, address: str, name: str | None, batch_size: int) -> None:
-        self._client = connect(address)
+    def __init__(self, server: Target, name: str | None, batch_size: int) -> None:
+        self._client = server.client()
         self._name, self._batch_size = name, batch_size
 
     def __enter__(self) -> Classifier:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import cycle
@@ -14,12 +14,20 @@ import grpc
 import numpy as np
 
 from convserve.cli import _latency
-from convserve.cli._classifiers import connect
 from convserve.cli._load import OK, Limits, Outcome, closed_loop, open_loop, poisson, uniform
+from convserve.cli._target import Metadata, Target
 from convserve.errors import ConvserveError
 from convserve_client import protocol, tensors
 
 __all__ = ["Load", "Payload", "measure_server", "show"]
+
+
+_CHANNEL = (
+    ("grpc.use_local_subchannel_pool", 1),  # else they would share a connection
+    ("grpc.max_send_message_length", -1),
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.enable_retries", 0),  # an error is to be seen
+)
 
 
 @dataclass(frozen=True)
@@ -44,23 +52,26 @@ class Load:
 
 
 def measure_server(
-    address: str, model: str | None, payloads: list[Payload], loads: list[Load]
+    target: Target, model: str | None, payloads: list[Payload], loads: list[Load]
 ) -> Iterator[dict[str, Any]]:
     """A row for each payload and load."""
-    with connect(address) as client:
+    with target.client() as client:
         metadata = client.model_metadata(model)
     for load in loads:
         for payload in payloads:
             data = request(metadata, payload)
             with ExitStack() as stack:
-                calls = [
-                    _call(stack.enter_context(_channel(address, len(data))))
-                    for _ in range(load.connections)
+                channels = [
+                    stack.enter_context(target.channel(_CHANNEL)) for _ in range(load.connections)
                 ]
-                outcome = _run(calls, data, load)
+                # bytes both ways
+                calls = [channel.unary_unary(protocol.path("ModelInfer")) for channel in channels]
+                outcome = _run(calls, data, load, target.metadata)
             if not outcome.latencies:
                 failed = ", ".join(f"{n} {name}" for name, n in outcome.statuses.items())
-                raise ConvserveError(f"no request to {address} succeeded: {failed or 'none made'}")
+                raise ConvserveError(
+                    f"no request to {target.address} succeeded: {failed or 'none made'}"
+                )
             yield _row(payload, load, outcome)
 
 
@@ -90,47 +101,32 @@ def _array(tensor: Any, payload: Payload, seed: int) -> np.ndarray[Any, Any]:
     return x
 
 
-def _channel(address: str, size: int) -> grpc.Channel:
-    return grpc.insecure_channel(
-        address,
-        options=[
-            ("grpc.use_local_subchannel_pool", 1),  # else they would share a connection
-            ("grpc.max_send_message_length", -1),
-            ("grpc.max_receive_message_length", -1),
-            ("grpc.enable_retries", 0),  # an error is to be seen
-        ],
-    )
-
-
-def _call(channel: grpc.Channel) -> Any:
-    return channel.unary_unary(protocol.path("ModelInfer"))  # bytes both ways
-
-
-def _run(calls: list[Any], data: bytes, load: Load) -> Outcome:
+def _run(calls: list[Any], data: bytes, load: Load, metadata: Metadata) -> Outcome:
+    send = {"timeout": load.timeout, "metadata": metadata or None}
     for call in calls:  # connects, and says what is wrong with such requests
         try:
-            call(data, timeout=load.timeout)
+            call(data, **send)
         except grpc.RpcError as error:
             raise ConvserveError(f"{error.code().name}: {error.details()}") from None
     if load.rate is None:
 
         def once(caller: int) -> str:
-            return _status_of(calls[caller % len(calls)], data, load.timeout)
+            return _status_of(calls[caller % len(calls)], data, send)
 
         return closed_loop(once, load.concurrency, load.limits)
     arrivals = (poisson if load.arrivals == "poisson" else uniform)(load.rate)
     turns = cycle(calls)
     return open_loop(
-        lambda: next(turns).future(data, timeout=load.timeout),
+        lambda: next(turns).future(data, **send),
         lambda call: str(call.code().name),  # type: ignore[attr-defined]
         arrivals,
         load.limits,
     )
 
 
-def _status_of(call: Any, data: bytes, timeout: float) -> str:
+def _status_of(call: Any, data: bytes, send: Mapping[str, Any]) -> str:
     try:
-        call(data, timeout=timeout)
+        call(data, **send)
     except grpc.RpcError as error:
         return str(error.code().name)
     return OK

@@ -13,6 +13,7 @@ import numpy as np
 
 from convserve.cli._layer_bench import SHAPES, measure_layers
 from convserve.cli._load import Limits
+from convserve.cli._target import Target, server_options
 from convserve.cli._timing import Timing, measure
 from convserve.cli._tuning import tune_model
 from convserve.kernels._cores import usable_cores
@@ -33,7 +34,7 @@ def _counts(ctx: click.Context, param: click.Parameter, value: str | None) -> tu
 
 @click.command()
 @click.argument("model", type=click.Path(path_type=Path), required=False)
-@click.option("--server", metavar="HOST:PORT", help="Measure a running server instead.")
+@server_options("Measure a running server instead.")
 @click.option("--model-name", help="Which of the server's models.  [default: the only one]")
 @click.option("--layers", is_flag=True, help="Measure 3x3 convolution layers instead.")
 @click.option(
@@ -122,7 +123,7 @@ def _counts(ctx: click.Context, param: click.Parameter, value: str | None) -> tu
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
 def command(
     model: Path | None,
-    server: str | None,
+    server: Target | None,
     model_name: str | None,
     layers: bool,
     batch: tuple[int, ...],
@@ -183,13 +184,14 @@ def command(
         raise click.UsageError("give one of --rate and --concurrency")
     from convserve.cli._server_bench import Load, Payload, measure_server
 
+    assert server is not None
     limits = Limits(seconds or 1.0, requests, warm_up)
     loads = [
         Load(limits, callers, rate, arrivals, connections, timeout)
         for callers in concurrency or (1,)
     ]
     payloads = [Payload(count, dtype, images) for count in batch]
-    _print_loads(measure_server(str(server), model_name, payloads, loads), as_json)
+    _print_loads(measure_server(server, model_name, payloads, loads), as_json)
 
 
 def _model_timings(

@@ -20,6 +20,7 @@ from convserve.cli._image_files import Decoder, ImageFiles
 from convserve.cli._parquet_writer import ParquetWriter, parts_folder
 from convserve.cli._progress import Progress
 from convserve.cli._row_writers import CsvFormat, JsonLinesFormat, RowWriter, TextWriter
+from convserve.cli._target import Target, server_options
 from convserve.kernels._cores import usable_cores
 
 FORMATS: dict[str, type[CsvFormat] | type[JsonLinesFormat]] = {
@@ -36,7 +37,7 @@ FORMATS: dict[str, type[CsvFormat] | type[JsonLinesFormat]] = {
     type=click.Path(path_type=Path),
     help="A model file (or a folder of its versions) to compute with in this process.",
 )
-@click.option("--server", metavar="HOST:PORT", help="A running server to compute with.")
+@server_options("A running server to compute with.")
 @click.option("--model-name", help="Which of the server's models.  [default: the only one]")
 @click.option(
     "-o",
@@ -70,7 +71,7 @@ FORMATS: dict[str, type[CsvFormat] | type[JsonLinesFormat]] = {
 def command(
     paths: tuple[str, ...],
     model: Path | None,
-    server: str | None,
+    server: Target | None,
     model_name: str | None,
     output: Path | None,
     resume: bool,

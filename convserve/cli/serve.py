@@ -139,6 +139,25 @@ _PORT = click.IntRange(0, 65535)
     help="Seconds that accepted requests have to end after SIGTERM or Ctrl-C.",
 )
 @click.option(
+    "--access-log",
+    type=click.Path(path_type=Path, dir_okay=False, allow_dash=True),
+    metavar="FILE|-",
+    help="Append a line for each request; - is standard output. SIGHUP opens the file anew.",
+)
+@click.option(
+    "--access-log-format",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    show_default=True,
+    help="key=value text, or one JSON object a line.",
+)
+@click.option(
+    "--trace",
+    is_flag=True,
+    help="OpenTelemetry spans of each request, as the OTEL_* environment variables say; needs "
+    "convserve[otel].",
+)
+@click.option(
     "--log-level",
     type=click.Choice(["debug", "info", "warning", "error"]),
     default="info",
@@ -168,6 +187,9 @@ def command(
     max_message_mb: int,
     max_pixels: int,
     exit_timeout: float,
+    access_log: Path | None,
+    access_log_format: str,
+    trace: bool,
     log_level: str,
 ) -> int:
     """Serve MODEL (an .npz file), or a directory of models, over gRPC.
@@ -238,6 +260,9 @@ def command(
             token_file=token_file,
             allow_admin=allow_admin,
             max_concurrent_streams=max_concurrent_streams,
+            access_log=access_log,
+            access_log_format=access_log_format,
+            trace=trace,
         ),
         logs,
     )

@@ -41,6 +41,7 @@ class Request:
         "key",
         "outputs",
         "priority",
+        "ran",
         "timeout",
         "x",
     )
@@ -63,6 +64,8 @@ class Request:
         dtypes = x.dtype if isinstance(x, np.ndarray) else tuple(v.dtype for v in x.values())
         self.key = (dtypes, self.outputs)
         self.arrival = time.monotonic_ns()
+        # When its batch was taken up and was done, and how many images were in it.
+        self.ran: tuple[int, int, int] | None = None
         self._lock = threading.Lock()
         self._ended = threading.Lock()  # held until the end: the cheapest event there is
         self._ended.acquire()

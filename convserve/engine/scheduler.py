@@ -254,7 +254,9 @@ class BatchScheduler:
             split - computed,
         )
         self._batch_seconds = (split - started) * 1e-9
+        ran = (started, split, batch.size)
         for request, result in zip(requests, results, strict=True):
+            request.ran = ran
             request.finish(result)
 
     def _predict(

@@ -25,6 +25,8 @@ import grpc
 
 from convserve.engine.source import Stamp
 from convserve.errors import ConfigError
+from convserve.serving.observe import Observer
+from convserve.serving.status import Status
 from convserve_client import protocol
 
 __all__ = ["Access", "Tokens", "is_loopback"]
@@ -96,21 +98,24 @@ class Access(grpc.ServerInterceptor):  # type: ignore[misc]
     all by callers without a token.
     """
 
-    def __init__(self, tokens: Tokens | None, admin: bool) -> None:
-        self._tokens, self._admin = tokens, admin
+    def __init__(self, tokens: Tokens | None, admin: bool, observer: Observer | None) -> None:
+        self._tokens, self._admin, self._observer = tokens, admin, observer
 
     def intercept_service(self, continuation: Any, details: grpc.HandlerCallDetails) -> Any:
         refusal = self.refusal(details.method, details.invocation_metadata)
         handler = continuation(details)
-        return handler if refusal is None else _refusing(handler, *refusal)
+        if refusal is None:
+            return handler
+        name = details.method.removeprefix(protocol.path(""))
+        return _refusing(handler, name, refusal, self._observer)
 
-    def refusal(self, method: str, metadata: Any) -> tuple[grpc.StatusCode, str] | None:
+    def refusal(self, method: str, metadata: Any) -> Status | None:
         """Why the call may not be made; None if it may."""
         if method.startswith(_OPEN):
             return None
         if self._tokens is None:
             if method in ADMIN and not self._admin:
-                return (
+                return Status(
                     grpc.StatusCode.PERMISSION_DENIED,
                     "calls that change the server are switched off on addresses that others can "
                     "reach; start it with --token-file, or with --allow-admin",
@@ -121,9 +126,10 @@ class Access(grpc.ServerInterceptor):  # type: ignore[misc]
         scope = self._tokens.scope(token.strip()) if kind.lower() == "bearer" else None
         if scope is None:
             problem = "the bearer token is not known" if given else "a bearer token is needed"
-            return grpc.StatusCode.UNAUTHENTICATED, problem
+            return Status(grpc.StatusCode.UNAUTHENTICATED, problem)
         if method in ADMIN and scope != "admin":
-            return grpc.StatusCode.PERMISSION_DENIED, "this call needs a token of the scope admin"
+            denied = grpc.StatusCode.PERMISSION_DENIED
+            return Status(denied, "this call needs a token of the scope admin")
         return None
 
 
@@ -135,11 +141,13 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def _refusing(handler: Any, code: grpc.StatusCode, details: str) -> Any:
+def _refusing(handler: Any, name: str, refusal: Status, observer: Observer | None) -> Any:
     """A handler of the same kind of call that ends it at once."""
 
     def refuse(_: Any, context: grpc.ServicerContext) -> Any:
-        context.abort(code, details)
+        if observer is not None:
+            observer.refuses(name, context, refusal)
+        context.abort(refusal.code, refusal.details)
 
     if handler is not None and handler.request_streaming:
         return grpc.stream_stream_rpc_method_handler(refuse)

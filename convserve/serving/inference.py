@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -21,6 +21,7 @@ from convserve.errors import CancelledError, DeadlineExceededError, QueueFullErr
 from convserve.serving import codec, shared_tensors, status
 from convserve.serving.calls import parse
 from convserve.serving.images import ImageDecoder
+from convserve.serving.observe import Observer
 from convserve.serving.shared_memory import Regions
 from convserve_client import protocol
 
@@ -46,8 +47,10 @@ class Inferences:
         decoder: ImageDecoder,
         pool: ThreadPoolExecutor,
         regions: Regions | None = None,
+        observer: Observer | None = None,
     ) -> None:
         self._regions = regions
+        self._observer = observer
         self._repository = repository
         self._decoder = decoder
         self._pool = pool
@@ -135,6 +138,8 @@ class Inferences:
             priority=priority,
             timeout=timeout,
         )
+        if self._observer is not None:
+            self._observer.computes(served, request)
         inference.cancels(request)
         answer = codec.response(served, message.id, wanted, served.scheduler.run(request))
         shared_tensors.deliver(places, answer)
@@ -144,11 +149,16 @@ class Inferences:
         """ModelStreamInfer, on bytes: an answer or an error message for each request, in order."""
         if not self._streams.acquire(blocking=False):
             failure = status.of(QueueFullError(f"more than {MAX_STREAMS} streams are open"))
+            if self._observer is not None:
+                self._observer.refuses("ModelStreamInfer", context, failure)
             context.abort(failure.code, failure.details)
         window = _Window()
+        answer = self._answer_in_stream
+        if self._observer is not None:
+            answer = self._observer.each("ModelStreamInfer", context, answer)
         try:
             reader = threading.Thread(
-                target=self._read, args=(data, window, _deadline(context)), name="stream"
+                target=self._read, args=(data, window, _deadline(context), answer), name="stream"
             )
             reader.daemon = True
             if context.add_callback(window.close):
@@ -159,13 +169,19 @@ class Inferences:
             window.close()
             self._streams.release()
 
-    def _read(self, data: Iterator[bytes], window: _Window, deadline: float | None) -> None:
+    def _read(
+        self,
+        data: Iterator[bytes],
+        window: _Window,
+        deadline: float | None,
+        answer: Callable[[bytes, float | None, _Inference], bytes],
+    ) -> None:
         try:
             for request in data:
                 inference = _Inference(self)
                 if not window.has_room():
                     break
-                future = self._pool.submit(self._answer_in_stream, request, deadline, inference)
+                future = self._pool.submit(answer, request, deadline, inference)
                 window.put(inference, future)
         except (grpc.RpcError, RuntimeError):  # the caller went away; the pool was shut down
             window.close()
@@ -177,15 +193,18 @@ class Inferences:
         message = None
         try:
             message = parse(protocol.ModelInferRequest, data)
+            if self._observer is not None:
+                self._observer.reads(message)
             response = self._answer(message, deadline, inference)
             if "triton_enable_empty_final_response" in message.parameters:
                 response.parameters["triton_final_response"].bool_param = True
             answer = protocol.ModelStreamInferResponse(infer_response=response)
         except Exception as error:
             request_id = getattr(message, "id", "")
-            answer = protocol.ModelStreamInferResponse(
-                error_message=status.of(error, request_id).details
-            )
+            failure = status.of(error, request_id)
+            if self._observer is not None:
+                self._observer.fails(failure)
+            answer = protocol.ModelStreamInferResponse(error_message=failure.details)
             answer.infer_response.id = request_id
         serialized: bytes = answer.SerializeToString()
         return serialized

@@ -14,7 +14,7 @@ from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, make_server
 
 from prometheus_client import CollectorRegistry, GCCollector, ProcessCollector, generate_latest
-from prometheus_client.core import HistogramMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, ThreadingWSGIServer
 from prometheus_client.registry import Collector
 
@@ -98,10 +98,28 @@ def _size_buckets(counters: Counters) -> list[tuple[str, float]]:
     return [*buckets, ("+Inf", float(counters.executions))]
 
 
-def registry(repository: ModelRepository) -> CollectorRegistry:
-    """A registry of its own with the models' and the process's metrics."""
+class _RecordCollector(Collector):
+    """What the access log and the traces lack."""
+
+    def __init__(self, dropped: Callable[[], int]) -> None:
+        self._dropped = dropped
+
+    def collect(self) -> Iterator[Metric]:
+        text = "Calls that the access log or the traces lack: the disk was full, or too slow"
+        yield CounterMetricFamily("convserve_call_records_dropped", text, self._dropped())
+
+
+def registry(
+    repository: ModelRepository, dropped: Callable[[], int] | None = None
+) -> CollectorRegistry:
+    """A registry of its own with the models' and the process's metrics.
+
+    dropped: counts the calls that were not recorded, where calls are recorded at all.
+    """
     own = CollectorRegistry()
     own.register(_ModelCollector(repository.models))
+    if dropped is not None:
+        own.register(_RecordCollector(dropped))
     ProcessCollector(registry=own)
     GCCollector(registry=own)
     return own

@@ -12,6 +12,7 @@ import os
 import socket
 import threading
 import time
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,14 +25,17 @@ from convserve.errors import ConvserveError
 from convserve.images import MAX_PIXELS
 from convserve.serving import metrics, reflection
 from convserve.serving.access import Access, Tokens, is_loopback
+from convserve.serving.access_log import AccessLog
 from convserve.serving.control import Control
 from convserve.serving.images import ImageDecoder
 from convserve.serving.inference import MAX_STREAMS, Inferences
 from convserve.serving.logs import LogSettings
+from convserve.serving.observe import Observer, Sink
 from convserve.serving.polling import Poller
 from convserve.serving.servicer import Pools, Servicer
 from convserve.serving.shared_memory import Regions
 from convserve.serving.tls import TlsFiles, server_credentials
+from convserve.serving.tracing import Tracing
 from convserve_client import protocol
 
 __all__ = ["Options", "Server"]
@@ -59,6 +63,9 @@ class Options:
     token_file: Path | None = None  # None: no token is needed
     allow_admin: bool = False  # without tokens, on addresses that others can reach
     max_concurrent_streams: int | None = None  # calls at a time on one connection
+    access_log: Path | None = None  # Path("-") is standard output; None: no access log
+    access_log_format: str = "text"  # or "json"
+    trace: bool = False  # OpenTelemetry, as the OTEL_* environment variables say
 
 
 class Server:
@@ -72,9 +79,11 @@ class Server:
         repository: ModelRepository,
         options: Options | None = None,
         logs: LogSettings | None = None,
+        sinks: Iterable[Sink] = (),
     ) -> None:
         options = options or Options()
         self._repository = repository
+        self._access_log, self._observer = _observation(options, sinks)
         workers = options.decode_threads or len(os.sched_getaffinity(0))
         self._decoder = ImageDecoder(workers, max_pixels=options.max_pixels)
         self._control_pool = ThreadPoolExecutor(_CONTROL_THREADS, thread_name_prefix="control")
@@ -87,14 +96,16 @@ class Server:
             loading=ThreadPoolExecutor(_LOADING_THREADS, thread_name_prefix="loading"),
         )
         regions = Regions() if options.shared_memory else None
-        self._inferences = Inferences(repository, self._decoder, infer_pool, regions)
+        self._inferences = Inferences(
+            repository, self._decoder, infer_pool, regions, self._observer
+        )
         control = Control(
             repository,
             explicit=options.explicit_control,
             logs=logs or LogSettings(),
             regions=regions,
         )
-        self._servicer = Servicer(repository, self._inferences, control)
+        self._servicer = Servicer(repository, self._inferences, control, self._observer)
         self._health = health.HealthServicer()
         self._grpc = self._make_grpc(options)
         self.host = options.host
@@ -103,7 +114,7 @@ class Server:
             self._metrics = metrics.MetricsServer(
                 options.host,
                 options.metrics_port,
-                metrics.registry(repository),
+                metrics.registry(repository, self._dropped if self._observer else None),
                 lambda: self._servicer.ready,
             )
         except OSError as error:
@@ -129,14 +140,21 @@ class Server:
         self._infer_pool.grow(waiting + self._decoder.max_requests + _SPARE_THREADS)
 
     def reload(self) -> None:
-        """Take over what has changed in the repository, soon and in another thread."""
+        """Take over what has changed in the repository, and open the access log anew, soon and in
+        other threads."""
         self._poller.look_now()
+        if self._access_log is not None and self._observer is not None:
+            self._access_log.reopen()
+            self._observer.wake()
+
+    def _dropped(self) -> int:
+        return 0 if self._observer is None else self._observer.dropped
 
     def _make_grpc(self, options: Options) -> grpc.Server:
         streams = options.max_concurrent_streams
         server = grpc.server(
             self._control_pool,
-            interceptors=_interceptors(options),
+            interceptors=_interceptors(options, self._observer),
             options=[
                 *([] if streams is None else [("grpc.max_concurrent_streams", streams)]),
                 ("grpc.max_receive_message_length", options.max_message_bytes),
@@ -197,6 +215,8 @@ class Server:
         self._decoder.close()
         for pool in (*self._pools, self._control_pool, self._reflection_pool):
             pool.shutdown(wait=False, cancel_futures=True)
+        if self._observer is not None:
+            self._observer.close()
         return drained
 
 
@@ -210,11 +230,27 @@ class _GrowingPool(ThreadPoolExecutor):
         self._max_workers = max(self._max_workers, threads)
 
 
-def _interceptors(options: Options) -> list[grpc.ServerInterceptor]:
+def _observation(
+    options: Options, more: Iterable[Sink]
+) -> tuple[AccessLog | None, Observer | None]:
+    """The access log, and the observer where calls are recorded at all. Traces come first: the log
+    names them."""
+    sinks = list(more)
+    if options.trace:
+        sinks.append(Tracing())
+    log = None
+    if options.access_log is not None:
+        path = None if options.access_log == Path("-") else options.access_log
+        log = AccessLog(path, options.access_log_format)
+        sinks.append(log)
+    return log, Observer(sinks) if sinks else None
+
+
+def _interceptors(options: Options, observer: Observer | None) -> list[grpc.ServerInterceptor]:
     """None where everybody may call everything: each costs every call a little."""
     tokens = None if options.token_file is None else Tokens(options.token_file)
     admin = options.allow_admin or is_loopback(options.host)
-    return [] if tokens is None and admin else [Access(tokens, admin)]
+    return [] if tokens is None and admin else [Access(tokens, admin, observer)]
 
 
 def _cannot_listen(host: str, port: int, error: Exception) -> ConvserveError:

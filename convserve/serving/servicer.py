@@ -18,6 +18,7 @@ from convserve.serving import describe
 from convserve.serving.calls import Call, guarded, unimplemented
 from convserve.serving.control import Control
 from convserve.serving.inference import Inferences
+from convserve.serving.observe import Observer
 from convserve_client import protocol
 
 __all__ = ["EXTENSIONS", "Pools", "Servicer"]
@@ -48,11 +49,16 @@ class Servicer:
     """Answers for a repository's models. `ready` is what ServerReady and ModelReady report."""
 
     def __init__(
-        self, repository: ModelRepository, inferences: Inferences, control: Control
+        self,
+        repository: ModelRepository,
+        inferences: Inferences,
+        control: Control,
+        observer: Observer | None = None,
     ) -> None:
         self._repository = repository
         self._inferences = inferences
         self._control = control
+        self._observer = observer
         self.ready = False
 
     def handler(self, pools: Pools) -> grpc.GenericRpcHandler:
@@ -78,13 +84,18 @@ class Servicer:
             if name == "ModelStreamInfer":
                 handlers[name] = self._stream_handler(pools.streams)
             elif name in calls:
-                behaviour = guarded(calls[name], method.request)
+                behaviour = self._behaviour(name, calls[name], method)
                 if name in own_pools:
-                    behaviour.experimental_thread_pool = own_pools[name]  # type: ignore[attr-defined]
+                    behaviour.experimental_thread_pool = own_pools[name]
                 handlers[name] = grpc.unary_unary_rpc_method_handler(behaviour)
             else:
                 handlers[name] = unimplemented(name, method)
         return grpc.method_handlers_generic_handler(protocol.SERVICE, handlers)
+
+    def _behaviour(self, name: str, call: Call, method: protocol.Method) -> Any:
+        if self._observer is None:
+            return guarded(call, method.request)
+        return self._observer.unary(name, guarded(self._observer.reading(call), method.request))
 
     def _stream_handler(self, pool: ThreadPoolExecutor) -> grpc.RpcMethodHandler:
         def behaviour(data: Any, context: grpc.ServicerContext) -> Any:

@@ -288,11 +288,11 @@ class GatedModel:
 class GatedServer(Server):
     """A server in this process around a GatedModel named "digits"."""
 
-    def __init__(self, model, **batching):
+    def __init__(self, model, sinks=(), **batching):
         self.model = GatedModel(model)
         self.scheduler = BatchScheduler(self.model, make_config(**batching))
         served = ServedModel("digits", "10", self.model, self.scheduler)
-        super().__init__(ModelRepository([served]), Options(port=0, metrics_port=0))
+        super().__init__(ModelRepository([served]), Options(port=0, metrics_port=0), sinks=sinks)
         self.channel = grpc.insecure_channel(f"127.0.0.1:{self.port}")
         self.stub = Stub(self.channel)
 
@@ -307,8 +307,8 @@ def gated(digits):
     """Start servers whose model the test holds; all are stopped at the end."""
     with ExitStack() as stack:
 
-        def start(**batching):
-            server = GatedServer(digits, **batching)
+        def start(**keywords):
+            server = GatedServer(digits, **keywords)
             stack.callback(server.close)
             return server
 
