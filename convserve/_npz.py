@@ -24,7 +24,16 @@ import numpy.typing as npt
 
 from convserve.errors import ConvserveError
 
-__all__ = ["FAULTS", "NpzFault", "Reader", "atomic_file", "open_regular", "reading", "write"]
+__all__ = [
+    "FAULTS",
+    "NpzFault",
+    "Reader",
+    "atomic_file",
+    "leftovers",
+    "open_regular",
+    "reading",
+    "write",
+]
 
 MAX_DIRECTORY = 16 << 20  # bytes of the archive's list of members
 _CHUNK = 1 << 18  # bytes; small enough to stay in cache while it is copied, checked and hashed
@@ -143,7 +152,7 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     with suppress(FileNotFoundError):
         if not stat.S_ISREG(path.stat().st_mode):
             raise NpzFault("it exists and is not a regular file")
-    temporary = path.parent / f".{secrets.token_hex(8)}.tmp"
+    temporary = path.parent / f".{_stem(path)}.{secrets.token_hex(8)}.tmp"
     try:
         with temporary.open("xb") as file:
             yield file
@@ -153,6 +162,17 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def leftovers(path: Path) -> list[Path]:
+    """What writers of `path` that were killed have left beside it."""
+    pattern = re.compile(rf"\.{re.escape(_stem(path))}\.[0-9a-f]{{16}}\.tmp")
+    return [other for other in path.parent.iterdir() if pattern.fullmatch(other.name)]
+
+
+def _stem(path: Path) -> str:
+    """Of the name, what leaves room for more in the longest name that a file may have."""
+    return path.name[:50]
 
 
 @contextmanager

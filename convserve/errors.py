@@ -7,6 +7,7 @@ ConvserveError
 ├── DatasetError (also ValueError)       training or test data is missing or inconsistent
 ├── ImageError (also ValueError)         an image can't be decoded or is over a limit
 ├── TrainingError (also ValueError)      a training setting is out of range, or the loss diverged
+├── TrainingStoppedError                 a run was asked to stop, and can be resumed
 ├── CheckpointError                      a checkpoint can't be written, read or resumed
 ├── UnknownNameError (also ValueError)   no such layer, architecture, model …
 ├── ConversionError                      a model of another format can't be converted
@@ -55,6 +56,7 @@ __all__ = [
     "StoppingError",
     "SwitchedOffError",
     "TrainingError",
+    "TrainingStoppedError",
     "UnknownNameError",
     "UnsupportedOperatorError",
 ]
@@ -86,6 +88,10 @@ class ImageError(ConvserveError, ValueError):
 
 class TrainingError(ConvserveError, ValueError):
     """A training setting is out of range, or training can't go on because the loss diverged."""
+
+
+class TrainingStoppedError(ConvserveError):
+    """A run was asked to stop, and did after a whole step; its checkpoint holds all up to then."""
 
 
 class CheckpointError(ConvserveError):

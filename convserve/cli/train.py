@@ -18,7 +18,7 @@ from convserve.graph import architectures
 from convserve.preprocessing import INTERPOLATIONS, MAX_SIDE
 from convserve.training import TrainConfig, train
 from convserve.training.config import OPTIMISERS, SCHEDULES
-from convserve.training.loop import check_writable
+from convserve.training.export import check_writable
 
 DEFAULTS = TrainConfig()
 

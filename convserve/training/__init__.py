@@ -11,9 +11,10 @@ A run is a function of the graph, the data and a `TrainConfig`: the same bits ea
 """
 
 from convserve.training.config import TrainConfig
+from convserve.training.groups import Group
 from convserve.training.layerwise import LayerwiseStep
 from convserve.training.loop import train
-from convserve.training.optimisers import SGD, Adam
+from convserve.training.optimisers import SGD, Adam, Muon
 from convserve.training.progress import EpochRecord, Progress, TrainResult
 from convserve.training.step import StepResult, TrainStep
 
@@ -21,7 +22,9 @@ __all__ = [
     "SGD",
     "Adam",
     "EpochRecord",
+    "Group",
     "LayerwiseStep",
+    "Muon",
     "Progress",
     "StepResult",
     "TrainConfig",

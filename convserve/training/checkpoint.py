@@ -3,7 +3,7 @@
 One uncompressed .npz, written atomically and read without pickle: float32 arrays, and one entry
 `__checkpoint__` with UTF-8 JSON. The JSON says which run it is of (`identity`), and a checkpoint
 of another network, data set or setting is refused, naming what differs. Random streams need no
-place in it: each is made anew from the seed and the number of the epoch or step.
+place in it: each is made anew from the seed and the numbers of the epoch and the step.
 """
 
 from __future__ import annotations
@@ -16,22 +16,24 @@ from typing import Any
 
 import numpy as np
 
-from convserve._npz import FAULTS, NpzFault, Reader, reading, write
+from convserve._npz import FAULTS, NpzFault, Reader, leftovers, reading, write
 from convserve.datasets import Dataset
 from convserve.errors import CheckpointError
 from convserve.graph import Graph
 from convserve.training.config import TrainConfig
 from convserve.training.step import Array
 
-__all__ = ["identity", "read", "save"]
+__all__ = ["identity", "read", "save", "tidy"]
 
 ENTRY = "__checkpoint__"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 2 brought checkpoints within an epoch
 MAX_JSON = 64 << 20  # bytes
 
 
-def identity(graph: Graph, dataset: Dataset, config: TrainConfig) -> dict[str, Any]:
-    """What a run's result depends on, as JSON values."""
+def identity(
+    graph: Graph, dataset: Dataset, config: TrainConfig, origin: str | None = None
+) -> dict[str, Any]:
+    """What a run's result depends on, as JSON values; origin: of its first parameters."""
     x, y = dataset.train.x, dataset.train.y
     return {
         "graph": graph.to_dict(),
@@ -42,6 +44,7 @@ def identity(graph: Graph, dataset: Dataset, config: TrainConfig) -> dict[str, A
             "crc32": zlib.crc32(y.tobytes(), zlib.crc32(np.ascontiguousarray(x).data)),
         },
         "config": config.to_dict(),
+        "origin": origin,
     }
 
 
@@ -74,7 +77,7 @@ def read(
             if differences := _differences(json.loads(json.dumps(run)), document["run"]):
                 raise NpzFault(f"it is of another run: {'; '.join(differences)}")
             wanted = dict(shapes)
-            if document["progress"]["best_epoch"] is not None:
+            if document["progress"]["run"]["best_epoch"] is not None:
                 wanted |= {
                     name.replace("params.", "best.", 1): shape
                     for name, shape in shapes.items()
@@ -93,6 +96,12 @@ def read(
         raise CheckpointError(f"{path}: can't be resumed from: its entry {error}") from error
 
 
+def tidy(path: Path) -> None:
+    """Remove what a run that was killed while it wrote this checkpoint has left beside it."""
+    for leftover in leftovers(path):
+        leftover.unlink(missing_ok=True)
+
+
 def _document(reader: Reader) -> dict[str, Any]:
     if ENTRY not in reader.names:
         raise NpzFault("it is not a checkpoint")
@@ -107,6 +116,8 @@ def _differences(wanted: Mapping[str, Any], found: Mapping[str, Any]) -> list[st
     if wanted == found:
         return []
     lines = ["the network"] if wanted["graph"] != found["graph"] else []
+    if wanted["origin"] != found["origin"]:
+        lines.append("the model that it started from")
     for part in ("data", "config"):
         for key, value in wanted[part].items():
             if found[part].get(key) != value:

@@ -1,42 +1,52 @@
 """The training loop: epochs, validation, checkpoints, and the model that comes out.
 
-    uint8 images ─ shuffle, shift, flip, normalise ─▶ TrainStep.step ─▶ after each epoch:
-        validate ─▶ keep the best ─▶ export it ─▶ checkpoint;  at the end: test once, export
+    uint8 images ─ shuffle, shift, flip, normalise ─▶ TrainStep.step ─▶ EMA, lookahead
+        └─ now and then: checkpoint      after each epoch: validate ─▶ keep and export the best
 
 The test images choose nothing: the exported model is the best on validation images if some were
-held out, else that of the last epoch. Every random stream comes from the seed and the epoch, so a
-run gives the same bits with any number of threads, and whether or not it was interrupted.
+held out, else that of the last epoch. Every random stream comes from the seed, the epoch and the
+step, so a run gives the same bits with any number of threads, and whether or not, and wherever, it
+was interrupted.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict
-from datetime import datetime, timezone
+from collections.abc import Callable, Iterator, Mapping
 from math import ceil, isfinite
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from convserve import __version__, kernels, model_file
+from convserve import kernels, model_file
 from convserve.datasets import Dataset, Split
-from convserve.errors import CheckpointError, ModelFileError, ShapeError, TrainingError
+from convserve.errors import (
+    CheckpointError,
+    ModelFileError,
+    ShapeError,
+    TrainingError,
+    TrainingStoppedError,
+)
 from convserve.graph import Graph
 from convserve.model_file import ModelFile
 from convserve.training import augment, checkpoint
+from convserve.training.averaging import Averages
 from convserve.training.config import TrainConfig
 from convserve.training.evaluation import accuracy
+from convserve.training.every import Every
+from convserve.training.export import check_writable, exported
 from convserve.training.layerwise import LayerwiseStep
-from convserve.training.loss import smoothed_targets
+from convserve.training.loss import class_weights, smoothed_targets
 from convserve.training.optimisers import make_optimiser
-from convserve.training.progress import EpochRecord, Progress, TrainResult
+from convserve.training.progress import Progress, TrainResult
 from convserve.training.schedules import make_schedule
+from convserve.training.start import Start
+from convserve.training.state import RunState
 from convserve.training.step import Array, TrainStep
 
-__all__ = ["check_writable", "train"]
+__all__ = ["train"]
 
 SHUFFLE_STREAM, AUGMENT_STREAM = 1, 2  # tell the random streams of one seed and epoch apart
 
@@ -46,24 +56,30 @@ def train(
     dataset: Dataset,
     config: TrainConfig | None = None,
     *,
+    init: Start | None = None,
     out: str | os.PathLike[str] | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
+    checkpoint_every: str | int | None = None,
     resume: bool = False,
     threads: int | None = None,
     progress: Progress | None = None,
+    stop: Callable[[], bool] | None = None,
     provenance: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> TrainResult:
-    """Train `graph` on `dataset` from fresh parameters, and return (and export) the model.
+    """Train `graph` on `dataset`, and return (and export) the model.
 
     The settings are the fields of `TrainConfig`, in `config` or as keywords:
 
         result = convserve.train(graph, datasets.load(), epochs=5, lr=0.1, out="model.npz")
 
+    init: parameters to begin with (`start.from_model`: fine-tuning); None: fresh ones.
     out: the model file, written atomically: at the end, and before whenever validation improves.
-    checkpoint: a file for all of the run's state, written after each epoch; resume: continue from
-    it, bit for bit. threads: for the kernels during the call (None: as they are). provenance: JSON
-    values to store in the model beside the run's own.
+    checkpoint: a file for all of the run's state, written after each epoch, and within it as
+    checkpoint_every says: "500" steps, or "30s", "5m". resume: continue from it, bit for bit.
+    threads: for the kernels during the call (None: as they are). stop: asked after each step; once
+    it is true a checkpoint is written and TrainingStoppedError raised. provenance: JSON values to
+    store in the model beside the run's own.
 
     Raises TypeError or TrainingError for a setting, ShapeError if graph and data do not fit,
     TrainingError if the loss diverges, CheckpointError, and ModelFileError if `out` can't be
@@ -75,9 +91,12 @@ def train(
         graph,
         dataset,
         TrainConfig(**options) if config is None else config,
+        init,
         None if out is None else Path(out),
         None if checkpoint is None else Path(checkpoint),
+        Every(checkpoint_every),
         progress or Progress(),
+        stop or (lambda: False),
         dict(provenance or {}),
     )
     if resume:
@@ -92,16 +111,19 @@ def train(
 
 
 class _Run:
-    """The state of one call of `train`."""
+    """One call of `train`."""
 
     def __init__(
         self,
         graph: Graph,
         dataset: Dataset,
         config: TrainConfig,
+        init: Start | None,
         out: Path | None,
         checkpoint_path: Path | None,
+        every: Every,
         progress: Progress,
+        stop: Callable[[], bool],
         provenance: dict[str, Any],
     ) -> None:
         _check_fit(graph, dataset, config)
@@ -111,81 +133,91 @@ class _Run:
         if out is not None and checkpoint_path is not None and _same(out, checkpoint_path):
             raise CheckpointError(f"{out}: the model and the checkpoint can't be the same file")
         self.graph, self.dataset, self.config = graph, dataset, config
-        self.out, self.checkpoint_path = out, checkpoint_path
-        self.progress, self.provenance = progress, provenance
+        self.out, self.checkpoint_path, self.every = out, checkpoint_path, every
+        self.progress, self.stop, self.provenance = progress, stop, provenance
+        count = len(dataset.train) / config.batch_size
+        self.steps_per_epoch = int(count) if config.drop_last else ceil(count)
+        self.schedule = make_schedule(config, self.steps_per_epoch)
+        start = init or Start.fresh(graph, dataset, config)
         self.step: TrainStep = LayerwiseStep(
             graph,
-            graph.initialise(config.seed),
-            make_optimiser(config),
+            start.params,
+            make_optimiser(
+                config, graph, lambda epochs: make_schedule(config, self.steps_per_epoch, epochs)
+            ),
             seed=config.seed,
         )
-        self.steps_per_epoch = ceil(len(dataset.train) / config.batch_size)
-        self.schedule = make_schedule(config, self.steps_per_epoch)
-        self.history: list[EpochRecord] = []
+        self.averages = Averages(self.step.params, config, config.epochs * self.steps_per_epoch)
+        self.class_weights = class_weights(config.class_weights, dataset.train.y, dataset.labels)
+        self.state = RunState()
         self.best: dict[str, Array] = {}
-        self.best_epoch: int | None = None
-        self.best_accuracy = -1.0
-        self.run = checkpoint.identity(graph, dataset, config) if checkpoint_path else {}
+        self.run = (
+            checkpoint.identity(graph, dataset, config, start.origin) if checkpoint_path else {}
+        )
 
     def go(self) -> TrainResult:
         start = time.monotonic()
-        epochs = self.config.epochs
-        self.progress.run_started(epochs, len(self.dataset.train), len(self.history))
-        for epoch in range(len(self.history) + 1, epochs + 1):
-            self.progress.epoch_started(epoch)
-            record = self.train_epoch(epoch)
-            self.history.append(record)
-            self.keep_best(record)
+        state, images = self.state, self.images_per_epoch
+        if self.checkpoint_path is not None:
+            checkpoint.tidy(self.checkpoint_path)
+        self.progress.run_started(self.config.epochs, images, len(state.history))
+        self.every.restart()
+        while state.epoch <= self.config.epochs and not state.waited(self.config.patience):
+            self.progress.epoch_started(state.epoch)
+            if state.images:
+                self.progress.epoch_resumed(state.images)
+            self.train_epoch()
+            validation = self.validate()
+            record = state.finish_epoch(validation, self.rate(state.epoch, self.last_step))
+            if state.is_better(validation):
+                self.keep_best()
             self.save_checkpoint()
             self.progress.epoch_done(record)
-        chosen = epochs if self.best_epoch is None else self.best_epoch
-        params = self.step.params if self.best_epoch is None else self.best
-        test = None
-        if self.dataset.test is not None:
-            test = accuracy(self.graph, params, self.dataset.preprocessing, self.dataset.test)
-        validation = self.history[chosen - 1].validation_accuracy
-        model = self.model(params, chosen, validation, test)
-        if self.out is not None:
-            model_file.save(self.out, model)
-        seconds = time.monotonic() - start
-        return TrainResult(model, chosen, tuple(self.history), validation, test, seconds)
+        return self.result(time.monotonic() - start)
 
-    def train_epoch(self, epoch: int) -> EpochRecord:
-        classes = len(self.dataset.labels)
-        start = time.monotonic()
-        loss_sum, correct, lr = 0.0, 0, 0.0
-        for number, batch in enumerate(self.batches(epoch)):
-            targets = smoothed_targets(batch.y, classes, self.config.label_smoothing)
-            lr = self.schedule((epoch - 1) * self.steps_per_epoch + number)
-            x = self.dataset.preprocessing.normalise(batch.x)
+    @property
+    def images_per_epoch(self) -> int:
+        batch, count = self.config.batch_size, len(self.dataset.train)
+        return min(self.steps_per_epoch * batch, count)
+
+    @property
+    def last_step(self) -> int:
+        return self.steps_per_epoch - 1
+
+    def rate(self, epoch: int, step: int) -> float:
+        return self.schedule((epoch - 1) * self.steps_per_epoch + step)
+
+    def train_epoch(self) -> None:
+        """The steps of the epoch under way that are not done yet."""
+        state, before = self.state, time.monotonic()
+        for batch in self.batches(state.epoch, state.step):
+            lr = self.rate(state.epoch, state.step)
             with np.errstate(over="ignore", invalid="ignore"):  # said below, once and in words
-                result = self.step.step(x, targets, lr)
-            if not isfinite(result.loss):
-                raise self.diverged(
-                    f"the loss became {result.loss} at step {number + 1}", epoch, lr
+                result = self.step.step(
+                    self.dataset.preprocessing.normalise(batch.x), self.targets(batch.y), lr
                 )
-            loss_sum += result.loss * len(batch)
-            correct += result.correct
+            if not isfinite(result.loss):
+                raise self.diverged(f"the loss became {result.loss} at step {state.step + 1}", lr)
+            state.add(result.loss, result.correct, len(batch))
+            self.averages.update((state.epoch - 1) * self.steps_per_epoch + state.step)
+            now = time.monotonic()
+            state.seconds += now - before
+            before = now
             self.progress.batch_done(len(batch), result.loss)
+            self.stop_if_asked()
+            if self.every.due():
+                self.save_checkpoint()
         if not all(np.isfinite(value).all() for value in self.step.params.values()):
-            raise self.diverged("the parameters overflowed", epoch, lr)
-        images, seconds = len(self.dataset.train), time.monotonic() - start
-        validation = None
-        if self.dataset.validation is not None:
-            validation = accuracy(
-                self.graph, self.step.params, self.dataset.preprocessing, self.dataset.validation
-            )
-        return EpochRecord(
-            epoch, loss_sum / images, correct / images, validation, lr, seconds, images / seconds
-        )
+            raise self.diverged("the parameters overflowed", self.rate(state.epoch, self.last_step))
 
-    def batches(self, epoch: int) -> Iterator[Split]:
-        """The epoch's batches: every image once, in an order of its own, augmented."""
+    def batches(self, epoch: int, first: int) -> Iterator[Split]:
+        """The epoch's batches from step `first` on: images in an order of its own, augmented."""
         config, data = self.config, self.dataset.train
         order = np.random.default_rng([config.seed, SHUFFLE_STREAM, epoch]).permutation(len(data))
-        rng = np.random.default_rng([config.seed, AUGMENT_STREAM, epoch])
-        for start in range(0, len(order), config.batch_size):
+        for step in range(first, self.steps_per_epoch):
+            start = step * config.batch_size
             batch = data.take(order[start : start + config.batch_size])
+            rng = np.random.default_rng([config.seed, AUGMENT_STREAM, epoch, step])
             x = batch.x
             if config.shift:
                 x = augment.shift(x, config.shift, rng)
@@ -193,76 +225,107 @@ class _Run:
                 x = augment.flip(x, rng)
             yield Split(x, batch.y)
 
-    def keep_best(self, record: EpochRecord) -> None:
-        """Keep and export the parameters if no epoch did better on the validation images."""
-        reached = record.validation_accuracy
-        if reached is None or reached < self.best_accuracy:
-            return
-        self.best = {name: value.copy() for name, value in self.step.params.items()}
-        self.best_epoch, self.best_accuracy = record.epoch, reached
+    def targets(self, y: np.ndarray) -> Array:
+        targets = smoothed_targets(y, len(self.dataset.labels), self.config.label_smoothing)
+        if self.class_weights is not None:
+            targets *= self.class_weights[y, None]
+        return targets
+
+    def validate(self) -> float | None:
+        if self.dataset.validation is None:
+            return None
+        return self.accuracy(self.averages.params, self.dataset.validation)
+
+    def accuracy(self, params: Mapping[str, Array], split: Split) -> float:
+        return accuracy(
+            self.graph, params, self.dataset.preprocessing, split, between=self.stop_if_asked
+        )
+
+    def keep_best(self) -> None:
+        """Keep and export the parameters of the epoch that has just ended."""
+        record = self.state.history[-1]
+        self.best = {name: value.copy() for name, value in self.averages.params.items()}
+        self.state.best_epoch = record.epoch
+        self.state.best_accuracy = record.validation_accuracy or 0.0
         if self.out is not None:
-            model_file.save(self.out, self.model(self.best, record.epoch, reached, None))
+            model_file.save(self.out, self.model(self.best, record.epoch))
+
+    def result(self, seconds: float) -> TrainResult:
+        """Look at the test images, once, and export."""
+        history, last = self.state.history, len(self.state.history)
+        chosen = self.state.best_epoch or last
+        params = self.best or self.averages.params
+        test = last_test = None
+        if self.dataset.test is not None:
+            test = last_test = self.accuracy(params, self.dataset.test)
+            if chosen != last:
+                last_test = self.accuracy(self.averages.params, self.dataset.test)
+        model = self.model(params, chosen, test)
+        if self.out is not None:
+            model_file.save(self.out, model)
+        return TrainResult(
+            model,
+            chosen,
+            tuple(history),
+            history[chosen - 1].validation_accuracy,
+            test,
+            seconds,
+            last_test,
+        )
 
     def model(
-        self, params: Mapping[str, Array], epoch: int, validation: float | None, test: float | None
+        self, params: Mapping[str, Array], epoch: int, test: float | None = None
     ) -> ModelFile:
-        dataset, record = self.dataset, self.history[epoch - 1]
-        reached = {"test": test, "validation": validation, "train": record.train_accuracy}
-        part = next(part for part, value in reached.items() if value is not None)
-        provenance = {
-            "data": dataset.name,
-            "images": len(dataset.train),
-            "accuracy": reached[part],
-            "accuracy_on": part,
-            "validation_accuracy": validation,
-            "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            "epoch": epoch,
-            "epochs": self.config.epochs,
-            "seed": self.config.seed,
-            "config": self.config.to_dict(),
-            "convserve": __version__,
-            **self.provenance,
-        }
-        copies = {name: value.copy() for name, value in params.items()}
-        return ModelFile(self.graph, copies, dataset.labels, dataset.preprocessing, provenance)
+        return exported(
+            self.graph,
+            params,
+            self.dataset,
+            self.config,
+            self.state.history[epoch - 1],
+            test=test,
+            provenance=self.provenance,
+        )
+
+    def stop_if_asked(self) -> None:
+        if not self.stop():
+            return
+        self.save_checkpoint()
+        state = self.state
+        raise TrainingStoppedError(f"stopped at step {state.step} of epoch {state.epoch}")
 
     def save_checkpoint(self) -> None:
         if self.checkpoint_path is None:
             return
         arrays, values = self.step.state()
+        arrays |= self.averages.state()
         arrays |= {f"best.{name}": value for name, value in self.best.items()}
-        reached = {
-            "step": values,
-            "history": [asdict(record) for record in self.history],
-            "best_epoch": self.best_epoch,
-            "best_accuracy": self.best_accuracy,
-        }
+        reached = {"step": values, "run": self.state.to_dict()}
         checkpoint.save(self.checkpoint_path, self.run, reached, arrays)
+        self.every.restart()
 
     def restore(self) -> None:
         """Continue where the checkpoint was written."""
         if self.checkpoint_path is None:
             raise CheckpointError("resume needs the path of a checkpoint")
         own, _ = self.step.state()
-        shapes = {name: value.shape for name, value in own.items()}
+        shapes = {name: value.shape for name, value in (own | self.averages.state()).items()}
         reached, arrays = checkpoint.read(self.checkpoint_path, self.run, shapes)
         try:
             self.step.load_state(arrays, reached["step"])
-            self.history = [EpochRecord(**record) for record in reached["history"]]
-            self.best_epoch = reached["best_epoch"]
-            self.best_accuracy = reached["best_accuracy"]
+            self.state = RunState.from_dict(reached["run"])
         except (KeyError, TypeError) as error:
             raise CheckpointError(f"{self.checkpoint_path}: its progress: {error}") from error
+        self.averages.load_state(arrays)
         best = {name: value for name, value in arrays.items() if name.startswith("best.")}
         self.best = {name.removeprefix("best."): value for name, value in best.items()}
 
-    def diverged(self, what: str, epoch: int, lr: float) -> TrainingError:
+    def diverged(self, what: str, lr: float) -> TrainingError:
         kept = ""
-        if self.checkpoint_path is not None and len(self.history) > 0:
-            kept = f" The checkpoint of epoch {len(self.history)} is intact."
+        if self.checkpoint_path is not None and self.checkpoint_path.exists():
+            kept = " The last checkpoint is intact."
         return TrainingError(
-            f"{what} of epoch {epoch}, at a learning rate of {lr:.4g}: training diverged. "
-            f"Try a lower lr or a longer warmup.{kept}"
+            f"{what} of epoch {self.state.epoch}, at a learning rate of {lr:.4g}: training "
+            f"diverged. Try a lower lr or a longer warmup.{kept}"
         )
 
 
@@ -284,17 +347,9 @@ def _check_fit(graph: Graph, dataset: Dataset, config: TrainConfig) -> None:
         raise TrainingError(
             f"batch_size {config.batch_size} is more than the {len(dataset.train)} training images"
         )
+    if config.patience and dataset.validation is None:
+        raise TrainingError("patience needs validation images: hold some out with validation")
 
 
 def _same(a: Path, b: Path) -> bool:
     return a.resolve() == b.resolve()
-
-
-def check_writable(path: Path, error: type[Exception]) -> None:
-    """Raise `error` unless a file can be put at `path`: better now than after the last epoch."""
-    if not path.parent.is_dir():
-        raise error(f"{path}: there is no folder {path.parent}")
-    if path.exists() and not path.is_file():
-        raise error(f"{path}: it exists and is not a regular file")
-    if not os.access(path.parent, os.W_OK):
-        raise error(f"{path}: the folder {path.parent} is not writable")

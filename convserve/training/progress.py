@@ -34,6 +34,9 @@ class Progress:
     def epoch_started(self, epoch: int) -> None:
         """Epochs count from 1."""
 
+    def epoch_resumed(self, images: int) -> None:
+        """After `epoch_started`: so many images of the epoch a checkpoint has brought."""
+
     def batch_done(self, images: int, loss: float) -> None:
         """After every update."""
 
@@ -46,7 +49,8 @@ class TrainResult:
     """The exported model (in `model`, and in the file if there was one), and how it came about.
 
     The model is that of `epoch`: the best by validation if there were validation images, else the
-    last. test_accuracy is None without test images.
+    last. test_accuracy is None without test images; last_test_accuracy is that of the last epoch's
+    weights, which were not chosen by anything.
     """
 
     model: ModelFile
@@ -55,3 +59,4 @@ class TrainResult:
     validation_accuracy: float | None
     test_accuracy: float | None
     seconds: float
+    last_test_accuracy: float | None = None

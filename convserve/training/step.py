@@ -31,14 +31,16 @@ class TrainStep(Protocol):
     def params(self) -> Mapping[str, Array]:
         """Every parameter by "<layer>.<param>", batch norm's running statistics among them.
 
-        The arrays are the live ones: `step` changes them, so copy what must last.
+        The arrays are the live ones: `step` changes them, so copy what must last. They may be
+        changed in place between steps (lookahead does), and the next step takes them as they are.
         """
         ...
 
     def step(self, x: Array, targets: Array, lr: float) -> StepResult:
         """Train on one batch: x float32 [N, C, H, W] normalised, targets float32 [N, K].
 
-        Each row of `targets` is a distribution over the classes.
+        Each row of `targets` is a distribution over the classes, times the weight of the image
+        (class weights): it needs not sum to 1. The loss is -Σ targets · log softmax / N.
         """
         ...
 
