@@ -36,6 +36,7 @@ if platform.machine() in ("x86_64", "AMD64"):
     ]  # fmt: skip
 ISA_DEFINES = [f"-DCS_HAVE_{isa.upper()}=1" for isa in ISA_FLAGS]
 HEADERS = sorted(str(p) for p in Path("kernels/csrc").glob("*.h"))
+TRAIN_CONV = [f"kernels/csrc/train_{part}.c" for part in ("conv", "pack", "passes", "weights")]
 
 
 def isa_library(isa):
@@ -115,6 +116,7 @@ extensions = [
     extension("_packed"),
     extension("_pointwise"),
     extension("_pool"),
+    extension("_train_conv", TRAIN_CONV),
     extension("_winograd"),
     extension(
         "_executor",

@@ -28,7 +28,7 @@ cdef extern from "cs.h" nogil:
         int64_t y_block, y_row
 
     ctypedef struct cs_winograd:
-        int32_t m, planes, blocks, h, w, oh, ow, rows, columns, pool
+        int32_t m, planes, blocks, h, w, oh, ow, rows, columns, top, left, pool
         cs_activation activation
         int64_t x_plane, x_row, y_block, y_row, r_block, r_row
 

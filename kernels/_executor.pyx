@@ -386,6 +386,7 @@ cdef class Executor:
         o.tiles.activation, o.tiles.pool = described(activation), pool
         o.tiles.x_plane, o.tiles.x_row = tx.plane, tx.row
         o.tiles.y_block, o.tiles.y_row = ty.plane, ty.row
+        o.tiles.top = o.tiles.left = 0
         op.x_start = -<int64_t>window.pt * tx.row - window.pl * tx.px
         op.weight, op.bias = packed.weights.data, packed.bias.data
         self.kept.append(packed)

@@ -77,6 +77,7 @@ typedef struct cs_winograd {
     int32_t planes, blocks;     /* of the input and of the output */
     int32_t h, w, oh, ow;       /* the padded input's and the output's size */
     int32_t rows, columns;      /* tiles an image: ceil(oh / m), ceil(ow / m) */
+    int32_t top, left;          /* zeros before the input that h and w don't count and memory doesn't hold */
     int32_t pool;               /* store the largest of each 2 x 2 outputs */
     cs_activation activation;
     int64_t x_plane, x_row, y_block, y_row, r_block, r_row;
@@ -146,11 +147,32 @@ typedef struct cs_kernels {
     void (*winograd_output)(const cs_winograd *p, int block, int blocks, int first, int count,
                             const float *m, int slot, int slots, const float *bias, const float *r,
                             float *y);
+    /* Likewise A dY A' of tiles of the output's gradient g, which has y's steps, of `blocks` blocks */
+    void (*winograd_gradient)(const cs_winograd *p, int blocks, int first, int count, const float *g,
+                              float *v, int slot, int slots);
+    /* U = G g G' of `count` vectors of filters: taps g_tap apart, rotated by 180 degrees with `turn` */
+    void (*winograd_filter)(int m, int turn, int count, const float *g, int64_t g_step, int64_t g_tap,
+                            float *u, int64_t u_step, int64_t u_coefficient);
+    /* its adjoint, g[count][9][b] = G' u G */
+    void (*winograd_filter_gradient)(int m, int count, const float *u, int64_t u_coefficient, float *g);
     void (*depthwise)(const cs_depthwise *p, int block, int oh0, int oh1, const float *x,
                       const float *w, const float *bias, float *y);
     /* dw[inner][blocks * b] += sum x * g for `blocks` <= 2 output blocks; rows of dw are ldw apart. */
     void (*wgrad)(const cs_wgrad *p, int inner, int blocks, int ldw, const float *x, const float *g,
                   float *dw);
+
+    /* dw[inner][b] of each of `blocks` <= 2 output blocks, dw_block apart, = (or with `add`: +=) sum x * g */
+    void (*weight_gradient)(const cs_wgrad *p, int inner, int blocks, const float *x, const float *g,
+                            float *dw, int64_t dw_block, int add);
+    /* of a depthwise convolution: dw[kh][kw][b] of one block, of one image (p->n is not read) */
+    void (*depthwise_gradient)(const cs_depthwise *p, const cs_wgrad *a, const float *x, const float *g,
+                               float *dw, int add);
+    /* x += what the depthwise filter w gives of g; x holds its padding, all of one block */
+    void (*depthwise_scatter)(const cs_depthwise *p, const float *g, const float *w, float *x);
+    /* y = (or with `add`: +=) x: h rows of w pixels of one block */
+    void (*copy)(int h, int w, int add, const float *x, int64_t x_row, float *y, int64_t y_row);
+    /* adds the sums of a block's pixels to sums[b], and those of their squares to squares[b] (or NULL) */
+    void (*channel_sums)(int h, int w, const float *x, int64_t x_row, double *sums, double *squares);
 
     void (*max_pool)(const cs_pool *p, int block, int oh0, int oh1, const float *x, float *y);
     void (*avg_pool)(const cs_pool *p, int block, int oh0, int oh1, const float *x, float *y);

@@ -16,6 +16,8 @@
 #include "pool.tmpl.h"
 #include "wgrad.tmpl.h"
 #include "winograd.tmpl.h"
+#include "winograd_train.tmpl.h"
+#include "train.tmpl.h"
 
 #define CS_STRING2(x) #x
 #define CS_STRING(x) CS_STRING2(x)
@@ -31,8 +33,16 @@ const cs_kernels CS_CAT(cs_kernels_, CS_ISA) = {
     .conv = conv,
     .winograd_input = winograd_input,
     .winograd_output = winograd_output,
+    .winograd_gradient = winograd_gradient,
+    .winograd_filter = winograd_filter,
+    .winograd_filter_gradient = winograd_filter_gradient,
     .depthwise = depthwise,
     .wgrad = wgrad,
+    .weight_gradient = weight_gradient,
+    .depthwise_gradient = depthwise_gradient,
+    .depthwise_scatter = depthwise_scatter,
+    .copy = copy,
+    .channel_sums = channel_sums,
     .max_pool = max_pool,
     .avg_pool = avg_pool,
     .global_avg_pool = global_avg_pool,

@@ -45,22 +45,27 @@ CS_INLINE void winograd_at2(const vf *m, const int step, vf *y, const int out) {
     y[out] = m[step] - m[2 * step] + m[3 * step];
 }
 
-/* One tile of one plane; x at its first pixel, of which rows x columns lie in the padded image. */
-CS_INLINE void winograd_input_tile(const int m, const float *x, int64_t x_row, int rows, int columns,
-                                   float *v, int64_t v_coefficient) {
+/* A tile of n x n pixels of which only those of rows [r0, r1) and columns [c0, c1) are there: a copy
+ * in `tile`, zeros elsewhere; x at the first pixel of the tile. */
+static const float *winograd_edge(int n, const float *x, int64_t x_row, int r0, int r1, int c0, int c1,
+                                  float *tile) {
+    memset(tile, 0, sizeof(float) * n * n * CS_VL);
+    for (int i = r0; i < r1 && i < n; i++)
+        for (int j = c0; j < c1 && j < n; j++)
+            v_store(tile + (i * n + j) * CS_VL, v_load(x + i * x_row + j * CS_VL));
+    return tile;
+}
+
+/* One tile of one plane; x at its first pixel. */
+CS_INLINE void winograd_input_tile(const int m, const float *x, int64_t x_row, float *v,
+                                   int64_t v_coefficient) {
     const int n = m + 2;
     vf d[36], t[36];
-    if (rows >= n && columns >= n) {
 CS_UNROLL(6)
-        for (int i = 0; i < n; i++)
+    for (int i = 0; i < n; i++)
 CS_UNROLL(6)
-            for (int j = 0; j < n; j++)
-                d[i * n + j] = v_load(x + i * x_row + j * CS_VL);
-    } else {
-        for (int i = 0; i < n; i++)
-            for (int j = 0; j < n; j++)
-                d[i * n + j] = i < rows && j < columns ? v_load(x + i * x_row + j * CS_VL) : (vf){0};
-    }
+        for (int j = 0; j < n; j++)
+            d[i * n + j] = v_load(x + i * x_row + j * CS_VL);
 CS_UNROLL(6)
     for (int j = 0; j < n; j++)
         if (m == 4)
@@ -138,16 +143,26 @@ CS_INLINE void winograd_place(const cs_winograd *p, int tile, int *h, int *w) {
 static void winograd_input(const cs_winograd *p, int first, int count, const float *x, float *v,
                            int slot, int slots) {
     const int64_t coefficient = cs_winograd_step(p->planes, slots, CS_VL);
+    const int n = p->m + 2;
+    float tile[36 * CS_VL];
     for (int c = 0; c < p->planes; c++)
         for (int i = 0; i < count; i++) {
             int h, w;
             winograd_place(p, first + i, &h, &w);
+            h -= p->top;
+            w -= p->left;
             const float *start = x + c * p->x_plane + h * p->x_row + (int64_t)w * CS_VL;
             float *out = v + ((int64_t)c * slots + slot + i) * CS_VL;
+            int64_t row = p->x_row;
+            if (h < 0 || w < 0 || h + n > p->h || w + n > p->w) {
+                start = winograd_edge(n, start, row, h < 0 ? -h : 0, p->h - h, w < 0 ? -w : 0, p->w - w,
+                                      tile);
+                row = n * CS_VL;
+            }
             if (p->m == 4)
-                winograd_input_tile(4, start, p->x_row, p->h - h, p->w - w, out, coefficient);
+                winograd_input_tile(4, start, row, out, coefficient);
             else
-                winograd_input_tile(2, start, p->x_row, p->h - h, p->w - w, out, coefficient);
+                winograd_input_tile(2, start, row, out, coefficient);
         }
 }
 
