@@ -36,7 +36,7 @@ Exit status:
   0    success
   1    an error; one line on standard error says which
   2    wrong usage
-  130  interrupted
+  130  interrupted (143 by SIGTERM, where a run can be resumed)
 
 \b
 Shell completion, for ~/.bashrc (or ~/.zshrc with zsh_source, and fish_source for fish):

@@ -86,6 +86,11 @@ class TrainingProgress(Progress):
         if self._bar:
             self._bar.update(self._bar.task_ids[0], description=f"epoch {epoch}/{self._epochs}")
 
+    def epoch_resumed(self, images: int) -> None:
+        self._done += images
+        self._resumed += images
+        click.echo(f"resumed after {images:,} images of the epoch", err=True)
+
     def batch_done(self, images: int, loss: float) -> None:
         self._done += images
         if self._bar:

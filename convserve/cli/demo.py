@@ -78,7 +78,8 @@ def _train(model: Path, epochs: int) -> None:
 
     arguments = ["--arch", "lenet", "--epochs", str(epochs), "--out", str(model)]
     click.echo(f"$ convserve train {shlex.join(arguments)}")
-    train.main(arguments, prog_name="convserve train", standalone_mode=False)
+    if status := train.main(arguments, prog_name="convserve train", standalone_mode=False):
+        raise click.exceptions.Exit(status)  # interrupted
 
 
 def _write_pngs(split: Split, folder: Path) -> list[Path]:

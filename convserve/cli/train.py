@@ -2,151 +2,76 @@
 
 from __future__ import annotations
 
+import os
 import shlex
+from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
 
 import click
-from click.core import ParameterSource
 
-from convserve import datasets
+from convserve import datasets, model_file
 from convserve.cli._common import printable, threads_option
-from convserve.cli._training import TrainingProgress, describe, image_size_option
+from convserve.cli._run_file import config_option, effective, recipe_option, to_toml
+from convserve.cli._stopping import StopSignals
+from convserve.cli._training import TrainingProgress, describe
+from convserve.cli._training_options import data_options, setting_options
+from convserve.datasets import Dataset
 from convserve.datasets.base import as_text
-from convserve.errors import CheckpointError, ModelFileError
+from convserve.errors import CheckpointError, ModelFileError, TrainingError, TrainingStoppedError
 from convserve.graph import architectures
-from convserve.preprocessing import INTERPOLATIONS, MAX_SIDE
-from convserve.training import TrainConfig, train
-from convserve.training.config import OPTIMISERS, SCHEDULES
+from convserve.model_file import ModelFile
+from convserve.training import TrainConfig, TrainResult, train
+from convserve.training.every import Every
 from convserve.training.export import check_writable
+from convserve.training.start import from_model
 
-DEFAULTS = TrainConfig()
+__all__ = ["command"]
+
+ARGUMENTS = "convserve.train.arguments"
 
 
-@click.command()
-@click.option("--data", "spec", metavar="SPEC", help="What to train on; see above.")
-@click.option(
-    "--arch",
-    type=click.Choice(architectures.names()),
-    default="lenet",
-    show_default=True,
-    help="The network.",
-)
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path, dir_okay=False),
-    default=Path("model.npz"),
-    show_default=True,
-    help="The model file; replaced whole, when there is a better one.",
-)
-@click.option("--epochs", type=click.IntRange(min=1), default=DEFAULTS.epochs, show_default=True)
-@click.option(
-    "--batch-size",
-    type=click.IntRange(min=1),
-    default=DEFAULTS.batch_size,
-    show_default=True,
-    help="Images an update.",
-)
-@click.option(
-    "--lr",
-    type=click.FloatRange(min=0, min_open=True),
-    help="Peak learning rate.  [default: "
-    + ", ".join(f"{lr:g} for {name}" for name, lr in sorted(OPTIMISERS.items()))
-    + "]",
-)
-@click.option(
-    "--optimizer",
-    "--optimiser",
-    "optimiser",
-    type=click.Choice(sorted(OPTIMISERS)),
-    default=DEFAULTS.optimiser,
-    show_default=True,
-)
-@click.option(
-    "--momentum",
-    type=click.FloatRange(min=0, max=1, max_open=True),
-    default=DEFAULTS.momentum,
-    show_default=True,
-    help="Nesterov momentum of sgd.",
-)
-@click.option(
-    "--weight-decay",
-    type=click.FloatRange(min=0),
-    default=DEFAULTS.weight_decay,
-    show_default=True,
-    help="Of weights, not of biases and batch norm.",
-)
-@click.option(
-    "--schedule",
-    type=click.Choice(SCHEDULES),
-    default=DEFAULTS.schedule,
-    show_default=True,
-    help="How the learning rate goes down.",
-)
-@click.option(
-    "--warmup",
-    type=click.FloatRange(min=0),
-    default=DEFAULTS.warmup,
-    show_default=True,
-    help="Epochs in which it first goes up.",
-)
-@click.option(
-    "--label-smoothing",
-    type=click.FloatRange(min=0, max=1, max_open=True),
-    default=DEFAULTS.label_smoothing,
-    show_default=True,
-)
-@click.option(
-    "--shift",
-    type=click.IntRange(min=0),
-    default=DEFAULTS.shift,
-    show_default=True,
-    help="Augmentation: move images by up to so many pixels.",
-)
-@click.option("--flip", is_flag=True, help="Augmentation: mirror half of the images.")
-@click.option(
-    "--validation",
-    type=click.FloatRange(min=0, max=1, min_open=True, max_open=True),
-    metavar="SHARE",
-    help="Hold out this share of every class, and export the epoch that is best on it.",
-)
-@image_size_option("N or HxW: resize the images of a folder.")
-@click.option(
-    "--resize-shorter",
-    type=click.IntRange(1, MAX_SIDE),
-    help="The shorter side of a folder's images, of which the centre is cropped.  [default: the "
-    "whole image is stretched]",
-)
-@click.option("--interpolation", type=click.Choice(INTERPOLATIONS), help="Of a folder's images.")
-@click.option(
-    "--exif/--no-exif", default=None, help="Turn a folder's photos upright.  [default: exif]"
-)
-@click.option("--seed", type=click.IntRange(min=0), default=DEFAULTS.seed, show_default=True)
+@dataclass(frozen=True)
+class _Job:
+    """What a call asks for, of one seed."""
+
+    config: TrainConfig
+    out: Path
+    checkpoint: Path
+    keeps_checkpoint: bool
+    options: dict[str, Any]  # of the command line, by the names of their parameters
+
+
+class _Train(click.Command):
+    """Keeps the arguments as they were given."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        ctx.meta[ARGUMENTS] = list(args)
+        return super().parse_args(ctx, args)
+
+
+@click.command(cls=_Train)
+@config_option
+@recipe_option
+@data_options
+@setting_options
 @click.option("--resume", is_flag=True, help="Continue an interrupted run from its checkpoint.")
 @click.option(
     "--checkpoint",
-    "checkpoint_path",
     type=click.Path(path_type=Path, dir_okay=False),
     help="Where to keep the run's state.  [default: beside --out, until the run is done]",
 )
+@click.option(
+    "--checkpoint-every",
+    default="5m",
+    show_default=True,
+    metavar="N|TIME",
+    help="Write it within an epoch too: every N steps, or every 30s, 5m, 1h (0: not).",
+)
 @threads_option
 @click.pass_context
-def command(
-    ctx: click.Context,
-    /,
-    spec: str | None,
-    arch: str,
-    out: Path,
-    validation: float | None,
-    image_size: tuple[int, int] | None,
-    resize_shorter: int | None,
-    interpolation: str | None,
-    exif: bool | None,
-    resume: bool,
-    checkpoint_path: Path | None,
-    threads: int | None,
-    **settings: Any,
-) -> None:
+def command(ctx: click.Context, /, **options: Any) -> int | None:
     """Train a network and export it to one .npz file.
 
     \b
@@ -161,67 +86,214 @@ def command(
     The model is that of the last epoch, or with --validation of the best one. Test images have no
     say in it: the accuracy on them is measured once, at the end, and printed last.
 
-    Ctrl-C keeps the last epoch's checkpoint: run the same command with --resume to continue, with
-    the same result, bit for bit, as if it had not been interrupted.
+    Ctrl-C and SIGTERM end the step under way and write a checkpoint: run the same command with
+    --resume to continue, with the same result, bit for bit, as if nothing had happened. A run that
+    is killed continues from its last checkpoint. All options are saved beside the model, as
+    NAME.run.toml, for --config.
     """
-    config = TrainConfig(**settings)
-    checkpoint = checkpoint_path or out.with_name(f"{out.stem}.checkpoint.npz")
-    check_writable(out, ModelFileError)
-    check_writable(checkpoint, CheckpointError)
-    source = Path(spec[4:]).expanduser() if spec and spec.startswith("npz:") else None
-    for path in (out, checkpoint):
-        if source is not None and path.exists() and source.exists() and path.samefile(source):
-            raise click.UsageError(f"{path} holds the images to train on and would be replaced")
-    if resume and not checkpoint.exists():
-        raise CheckpointError(f"{checkpoint}: there is no checkpoint to resume from")
-    said = {"resize": resize_shorter, "interpolation": interpolation, "exif": exif}
+    Every(options["checkpoint_every"])  # a wrong one is an error before the data are read
+    jobs = _jobs(options)
+    for job in jobs:
+        _check_files(job)
+    with StopSignals() as stop:
+        try:
+            results = _train_all(ctx, jobs, stop)
+        except TrainingStoppedError as error:
+            click.echo(printable(f"convserve: {error}"), err=True)
+            return stop.status
+    if len(jobs) > 1:
+        _summarise(results)
+    return None
+
+
+def _jobs(options: dict[str, Any]) -> list[_Job]:
+    names = TrainConfig.__dataclass_fields__
+    first = TrainConfig.from_dict({name: options[name] for name in options if name in names})
+    several, jobs = options["seeds"] > 1, []
+    for seed in range(first.seed, first.seed + options["seeds"]):
+        out, checkpoint = options["out"], options["checkpoint"]
+        if several:
+            out = out.with_name(f"{out.stem}-seed{seed}{out.suffix}")
+            if checkpoint is not None:
+                checkpoint = checkpoint.with_name(
+                    f"{checkpoint.stem}-seed{seed}{checkpoint.suffix}"
+                )
+        jobs.append(
+            _Job(
+                replace(first, seed=seed),
+                out,
+                checkpoint or out.with_name(f"{out.stem}.checkpoint.npz"),
+                checkpoint is not None,
+                options,
+            )
+        )
+    return jobs
+
+
+def _check_files(job: _Job) -> None:
+    """Find out now what would fail after hours."""
+    check_writable(job.out, ModelFileError)
+    check_writable(job.checkpoint, CheckpointError)
+    spec, init = job.options["data"], job.options["init"]
+    images = Path(spec[4:]).expanduser() if spec and spec.startswith("npz:") else None
+    for source, what in ((images, "images to train on"), (init, "model to begin with")):
+        for path in (job.out, job.checkpoint):
+            if source is not None and path.exists() and source.exists() and path.samefile(source):
+                raise click.UsageError(f"{path} holds the {what} and would be replaced")
+    started = job.checkpoint.exists() or (job.options["seeds"] > 1 and job.out.exists())
+    if job.options["resume"] and job.options["seeds"] == 1 and not started:
+        raise CheckpointError(f"{job.checkpoint}: there is no checkpoint to resume from")
+
+
+def _train_all(ctx: click.Context, jobs: list[_Job], stop: StopSignals) -> list[dict[str, Any]]:
+    """Of each seed, its accuracies by what they were measured on."""
+    data: Dataset | None = None
+    results = []
+    for job in jobs:
+        if len(jobs) > 1:
+            click.echo(f"seed {job.config.seed}")
+            if job.options["resume"] and not job.checkpoint.exists() and job.out.exists():
+                told = model_file.load(job.out).provenance
+                click.echo(printable(f"{job.out} is done"))
+                results.append(
+                    {"test": told.get("test_accuracy"), "validation": told["validation_accuracy"]}
+                )
+                continue
+        init = None if job.options["init"] is None else model_file.load(job.options["init"])
+        if data is None or job.options["validation"] is not None:  # what is held out is the seed's
+            data = _load(job, init)
+        result = _train(ctx, job, data, init, stop)
+        results.append({"test": result.test_accuracy, "validation": result.validation_accuracy})
+    return results
+
+
+def _load(job: _Job, init: ModelFile | None) -> Dataset:
+    options = job.options
+    said = {
+        "resize": options["resize_shorter"],
+        "interpolation": options["interpolation"],
+        "exif": options["exif"],
+    }
     recipe = {name: value for name, value in said.items() if value is not None}
+    image_size, spec = options["image_size"], options["data"]
+    if init is not None and spec and spec.startswith("folder:"):
+        image_size = image_size or init.graph.input_shape[1:]
+        if init.preprocessing is not None and not recipe:
+            recipe = {name: getattr(init.preprocessing, name) for name in said}
     data = datasets.load(
-        spec, validation=validation, seed=config.seed, image_size=image_size, recipe=recipe
+        spec,
+        validation=options["validation"],
+        seed=job.config.seed,
+        image_size=image_size,
+        recipe=recipe,
     )
     for line in describe(data):
         click.echo(printable(line))
-    graph = architectures.build(arch, data.input_shape, len(data.labels))
-    if checkpoint.exists() and not resume:
-        click.echo(f"{checkpoint} is replaced; --resume would have continued it", err=True)
-    progress = TrainingProgress()
+    return data
+
+
+def _train(
+    ctx: click.Context, job: _Job, data: Dataset, init: ModelFile | None, stop: StopSignals
+) -> TrainResult:
+    options, start = job.options, None
+    if init is not None:
+        graph, data, start, told = from_model(init, data, job.config)
+        for line in told:
+            click.echo(printable(f"{options['init']}: {line}"))
+    else:
+        graph = architectures.build(
+            options["arch"], data.input_shape, len(data.labels), **dict(options["arch_options"])
+        )
+    if job.checkpoint.exists() and not options["resume"]:
+        click.echo(f"{job.checkpoint} is replaced; --resume would have continued it", err=True)
+    said = effective(ctx, out=job.out, seed=job.config.seed, seeds=1, lr=job.config.lr)
+    if init is not None:
+        said.pop("arch")
+        said.pop("arch_options", None)
+    run_file = job.out.with_name(f"{job.out.stem}.run.toml")
+    _write(run_file, to_toml(said, _command_line(ctx)))
     try:
-        with progress:
+        with TrainingProgress() as progress:
             result = train(
                 graph,
                 data,
-                config,
-                out=out,
-                checkpoint=checkpoint,
-                resume=resume,
-                threads=threads,
+                job.config,
+                init=start,
+                out=job.out,
+                checkpoint=job.checkpoint,
+                checkpoint_every=options["checkpoint_every"],
+                resume=options["resume"] and job.checkpoint.exists(),
+                threads=options["threads"],
                 progress=progress,
-                provenance={"arch": arch, "command": _command_line(ctx)},
+                stop=stop,
+                provenance={
+                    **({"arch": options["arch"]} if init is None else {"init": _origin(job)}),
+                    "command": _command_line(ctx),
+                    "options": said,
+                },
             )
-    except KeyboardInterrupt:
-        if progress.epochs_done:
-            again = f"{checkpoint} holds {progress.epochs_done} epochs; --resume continues"
-            click.echo(printable(again), err=True)
+    except TrainingStoppedError as error:
+        raise TrainingStoppedError(
+            f"{error}; {job.checkpoint} holds the run up to there, --resume continues it"
+        ) from error
+    except TrainingError:
+        if not job.checkpoint.exists():
+            run_file.unlink()
         raise
-    if checkpoint_path is None:
-        checkpoint.unlink(missing_ok=True)
+    if not job.keeps_checkpoint:
+        job.checkpoint.unlink(missing_ok=True)
+    _report(job, result)
+    return result
+
+
+def _report(job: _Job, result: TrainResult) -> None:
     chosen = "last" if result.validation_accuracy is None else "best"
     click.echo(
-        printable(f"wrote {out}, epoch {result.epoch} (the {chosen}), {result.seconds:.1f} s")
+        printable(f"wrote {job.out}, epoch {result.epoch} (the {chosen}), {result.seconds:.1f} s")
     )
+    last = result.history[-1]
+    if last.epoch != result.epoch and last.validation_accuracy is not None:
+        test = result.last_test_accuracy
+        click.echo(
+            f"best epoch {result.epoch}: validation {100 * (result.validation_accuracy or 0):.2f} %"
+        )
+        click.echo(
+            f"last epoch {last.epoch}: validation {100 * last.validation_accuracy:.2f} %"
+            + ("" if test is None else f", test {100 * test:.2f} %")
+        )
     if result.test_accuracy is not None:
         click.echo(f"accuracy {100 * result.test_accuracy:.2f} %")
     elif result.validation_accuracy is not None:
         click.echo(f"validation accuracy {100 * result.validation_accuracy:.2f} %")
 
 
+def _summarise(results: list[dict[str, Any]]) -> None:
+    """Mean and standard deviation (of a sample) over the seeds, the test images last."""
+    for part, name in (("validation", "validation accuracy"), ("test", "accuracy")):
+        reached = [100 * result[part] for result in results if result[part] is not None]
+        if len(reached) == len(results):
+            click.echo(
+                f"{name} {mean(reached):.2f} % ± {stdev(reached):.2f}, mean and standard deviation "
+                f"of {len(reached)} seeds"
+            )
+
+
+def _write(path: Path, text: str) -> None:
+    """Whole or not at all, and not when it is there already."""
+    try:
+        if path.exists() and path.read_text(encoding="utf-8") == text:
+            return
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    except (OSError, ValueError) as error:
+        raise ModelFileError(f"{path}: can't be written: {error}") from error
+
+
+def _origin(job: _Job) -> str:
+    return as_text(str(job.options["init"]))
+
+
 def _command_line(ctx: click.Context) -> str:
     """The command as it was given, for the model's provenance."""
-    words = ["convserve", "train"]
-    for param in ctx.command.params:
-        name, value = param.name, ctx.params.get(param.name or "")
-        if name and ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE:
-            if isinstance(value, tuple):
-                value = "x".join(map(str, value))
-            words += [param.opts[0]] if value is True else [param.opts[0], str(value)]
-    return as_text(shlex.join(words))
+    return as_text(shlex.join(["convserve", "train", *ctx.meta[ARGUMENTS]]))

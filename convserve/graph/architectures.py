@@ -16,6 +16,7 @@ from typing import Any
 from convserve.errors import UnknownNameError
 from convserve.graph.graph import Graph
 from convserve.graph.layers import (
+    GELU,
     Add,
     Affine,
     BatchNorm,
@@ -53,7 +54,8 @@ def build(
     """The graph of an architecture for images of `input_shape` (C, H, W).
 
     Options: deep_convnet dropout=0.5; cifar_vgg hidden=512, dropout=0.0; resnet20 blocks=3,
-    widths=(16, 32, 64); mlp hidden=(128,), dropout=0.0. Errors: UnknownNameError for a name or an
+    widths=(16, 32, 64); mlp hidden=(128,), dropout=0.0; bn_convnet widths=(16, 32, 64, 64, 128);
+    airbench widths=(64, 256, 256), whitening=24. Errors: UnknownNameError for a name or an
     option that does not exist, ShapeError for an input that does not fit, naming the layer.
     """
     body, default = _lookup(name)
@@ -133,6 +135,41 @@ def _resnet20(
     _classifier(g, classes)
 
 
+def _bn_convnet(g: Graph, classes: int, widths: Sequence[int] = (16, 32, 64, 64, 128)) -> None:
+    """3×3 convolutions with batch norm, two a stage; the mean of each map goes to the classes."""
+    for place, width in enumerate(widths):
+        if place in (2, 4):
+            g.add(MaxPool2d(2))
+        g.add(Conv2d(width, 3, padding=1, bias=False))
+        g.add(BatchNorm())
+        g.add(ReLU())
+    g.add(GlobalAvgPool2d())
+    g.add(Flatten())
+    _classifier(g, classes)
+
+
+def _airbench(
+    g: Graph, classes: int, widths: Sequence[int] = (64, 256, 256), whitening: int = 24
+) -> None:
+    """Jordan 2024 (arXiv:2404.00498): a 2×2 layer for whitening, three stages of two convolutions.
+
+    Its batch norm has no scale there: freeze "bn*.weight".
+    """
+    g.add(Conv2d(whitening, 2))
+    g.add(GELU())
+    for width in widths:
+        for place in range(2):
+            g.add(Conv2d(width, 3, padding=1, bias=False))
+            if place == 0:
+                g.add(MaxPool2d(2, rounding="floor"))
+            g.add(BatchNorm(eps=1e-12, momentum=0.4))
+            g.add(GELU())
+    g.add(MaxPool2d(3))
+    g.add(Flatten())
+    g.add(Affine(classes, bias=False))
+    g.add(Softmax())
+
+
 def _mlp(g: Graph, classes: int, hidden: Sequence[int] = (128,), dropout: float = 0.0) -> None:
     """Fully connected: it sees no neighbourhoods, which is what to compare a CNN with."""
     g.add(Flatten())
@@ -143,6 +180,8 @@ def _mlp(g: Graph, classes: int, hidden: Sequence[int] = (128,), dropout: float 
 
 
 _ARCHITECTURES: dict[str, tuple[Callable[..., None], tuple[int, int, int]]] = {
+    "airbench": (_airbench, _CIFAR),
+    "bn_convnet": (_bn_convnet, _MNIST),
     "cifar_vgg": (_cifar_vgg, _CIFAR),
     "deep_convnet": (_deep_convnet, _MNIST),
     "lenet": (_lenet, _MNIST),

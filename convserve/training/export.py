@@ -45,6 +45,7 @@ def exported(
         "accuracy": reached[part],
         "accuracy_on": part,
         "validation_accuracy": record.validation_accuracy,
+        "test_accuracy": test,
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "epoch": record.epoch,
         "epochs": config.epochs,

@@ -52,7 +52,12 @@ def test_the_whole_job(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Non
     with Image.open(folder / "feature_maps.png") as picture:
         assert picture.size[0] > 900
     assert convserve.load(folder / "lenet.npz").labels == tuple("0123456789")
-    assert sorted(p.name for p in folder.iterdir()) == ["digits", "feature_maps.png", "lenet.npz"]
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "digits",
+        "feature_maps.png",
+        "lenet.npz",
+        "lenet.run.toml",
+    ]
 
 
 def test_the_server_ends_with_the_block(model: Path) -> None:

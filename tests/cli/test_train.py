@@ -49,7 +49,7 @@ def test_train_and_eval_on_the_embedded_sample(tmp_path, capsys):
     assert re.fullmatch(r"wrote .*m\.npz, epoch 1 \(the last\), \d+\.\d s", lines[2])
     assert re.fullmatch(r"accuracy \d\d\.\d\d %", lines[-1])
     assert float(lines[-1].split()[1]) > 85
-    assert list(tmp_path.iterdir()) == [out]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["m.npz", "m.run.toml"]
     assert convserve("eval", out) == 0
     assert capsys.readouterr().out.splitlines()[-1] == lines[-1]
 
@@ -65,7 +65,7 @@ def test_validation_chooses_and_provenance_tells(digits, tmp_path, capsys):
     told = model_file.load(out).provenance
     assert told["arch"] == "mlp"
     assert told["command"].startswith("convserve train --data npz:")
-    assert "--flip --validation 0.2 --seed 7" in told["command"]
+    assert "--validation 0.2 --flip --seed 7" in told["command"]
     assert "--optimizer adam" in told["command"]
     assert told["accuracy_on"] == "validation"
     assert told["config"]["lr"] == 0.01
@@ -113,9 +113,13 @@ def test_ctrl_c_keeps_the_checkpoint_and_resume_ends_with_the_same_model(digits,
         finally:
             process.kill()
     assert process.returncode == 130
-    assert re.search(r"m\.checkpoint\.npz holds \d+ epochs; --resume continues", errors)
+    assert re.search(
+        r"stopped at step \d+ of epoch \d+; .*m\.checkpoint\.npz holds the run up to there, "
+        "--resume continues it",
+        errors,
+    )
     assert "Traceback" not in errors
-    assert [p.name for p in tmp_path.glob("m*")] == ["m.checkpoint.npz"]
+    assert sorted(p.name for p in tmp_path.glob("m*")) == ["m.checkpoint.npz", "m.run.toml"]
 
     assert convserve("train", "--data", digits, "--out", out, *args, "--resume") == 0
     assert convserve("train", "--data", digits, "--out", whole, *args) == 0

@@ -1,0 +1,248 @@
+"""`convserve train` told by a file, a recipe, a model to begin with; and for several seeds."""
+
+from __future__ import annotations
+
+import re
+import sys
+
+import numpy as np
+import pytest
+
+from convserve import layers, model_file
+from convserve.cli import main
+from convserve.cli._run_file import to_toml
+from convserve.graph import Graph, architectures
+from convserve.model_file import ModelFile
+from convserve.training import Group, TrainConfig
+from convserve.training.recipes import RECIPES
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+
+def convserve(*args):
+    with pytest.raises(SystemExit) as ended:
+        main([*map(str, args)])
+    return ended.value.code
+
+
+def bars(path, classes=3, count=120, shape=(8, 8)):
+    rng = np.random.default_rng(0)
+    y = np.arange(count) % classes
+    x = rng.integers(0, 100, (count, *shape), np.uint8)
+    for image, label in zip(x, y, strict=True):
+        image[1 + 2 * label : 3 + 2 * label] += 100
+    np.savez(path, x=x, y=y)
+    return f"npz:{path}"
+
+
+@pytest.fixture
+def data(tmp_path):
+    return bars(tmp_path / "bars.npz")
+
+
+SMALL = ("--arch", "mlp", "--batch-size", 16, "--epochs", 2)
+
+
+def weights(path):
+    return model_file.weights_hash(model_file.load(path).params)
+
+
+def test_the_saved_configuration_gives_the_same_model_again(data, tmp_path, capsys):
+    out, again = tmp_path / "m.npz", tmp_path / "again.npz"
+    options = (
+        *("--data", data, "--validation", 0.2, "--optimizer", "muon", "--lr", 0.1, "--ema", 0.9),
+        *("--group", "affine1.bias:lr=2,until=1", "--group", "affine2:rule=sgd"),
+        *("--freeze", "affine2.bias", "--class-weights", "1,2,1", "--points", "0:1,1:0"),
+        *("--schedule", "piecewise", "--arch-option", "hidden=[16, 8]", "--flip", "--seed", 3),
+    )
+    assert convserve("train", "--out", out, *SMALL, *options) == 0
+    saved = tmp_path / "m.run.toml"
+    told = tomllib.loads(saved.read_text())
+    assert told["groups"] == [
+        {"match": "affine1.bias", "lr": 2.0, "until": 1.0},
+        {"match": "affine2", "lr": 1.0, "rule": "sgd"},
+    ]
+    assert told["arch_options"] == {"hidden": [16, 8]}
+    assert told["class_weights"] == [1.0, 2.0, 1.0]
+    assert (told["data"], told["seed"], told["flip"]) == (data, 3, True)
+    model = model_file.load(out)
+    assert model.provenance["options"] == told
+    assert model.provenance["config"]["freeze"] == ["affine2.bias"]
+    assert not np.any(model.params["affine2.bias"])
+
+    assert convserve("train", "--config", saved, "--out", again) == 0
+    assert weights(again) == weights(out)
+    assert convserve("train", "--config", saved, "--out", again, "--seed", 4) == 0
+    assert weights(again) != weights(out)
+    capsys.readouterr()
+
+
+def test_the_command_line_wins_over_the_file_and_the_file_over_the_recipe(data, tmp_path, capsys):
+    file = tmp_path / "run.toml"
+    file.write_text(
+        f'recipe = "mnist-lenet"\ndata = "{data}"\narch = "mlp"\nbatch_size = 16\n'
+        "epochs = 1\nlr = 0.02\narch_options = { hidden = [4] }\nshift = 0\n"
+    )
+    out = tmp_path / "m.npz"
+    assert convserve("train", "--config", file, "--out", out, "--lr", 0.03) == 0
+    told = model_file.load(out).provenance
+    assert told["arch"] == "mlp"
+    assert told["config"]["lr"] == 0.03
+    assert told["config"]["epochs"] == 1
+    assert told["config"]["label_smoothing"] == RECIPES["mnist-lenet"].settings["label_smoothing"]
+    # The other order of the two on the command line changes nothing.
+    for order in (("--recipe", "mnist-fast", "--config", file), ("--config", file)):
+        assert convserve("train", *order, "--out", out) == 0
+        assert model_file.load(out).provenance["config"]["lr"] == 0.02
+    capsys.readouterr()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("epoch = 3", "there is no option 'epoch'; there are: arch, arch_options, batch_size"),
+        ("epochs = 'many'", "'many' is not a valid integer"),
+        ("epochs = ", "run.toml: Invalid value"),
+        ("groups = [{ lr = 1 }]", "a group needs match"),
+        ("points = [1, 2]", "is not SHARE:FACTOR"),
+        ("class_weights = 'even'", "is not balanced or NUMBER"),
+        ("recipe = 'best'", "'best' is not one of"),
+        ("arch_options = 3", "Value must be an iterable"),
+        ("resume = true", "there is no option 'resume'"),
+    ],
+)
+def test_wrong_files_are_refused(tmp_path, capsys, text, message):
+    file = tmp_path / "run.toml"
+    file.write_text(text)
+    assert convserve("train", "--config", file, "--out", tmp_path / "m.npz") in (1, 2)
+    errors = capsys.readouterr().err
+    assert message in errors
+    assert errors.count("\n") == 1
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["run.toml"]
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("--checkpoint-every", "soon"), "checkpoint_every must be a number of steps, or a time"),
+        (("--group", "nothing:lr=2"), "no parameter is called 'nothing'"),
+        (("--group", "affine1:lr=two"), "lr of group 'affine1' must be a number"),
+        (("--arch-option", "hidden"), "is not NAME=VALUE"),
+        (("--arch-option", "width=3"), "mlp has no option 'width'"),
+        (("--patience", 2), "patience needs validation images"),
+        (("--init", "absent.npz"), "absent.npz"),
+        (("--arch", "mlp", "--whiten"), "whiten needs a network that begins with a convolution"),
+    ],
+)
+def test_wrong_options_are_one_line(data, tmp_path, monkeypatch, capsys, args, message):
+    monkeypatch.chdir(tmp_path)
+    assert convserve("train", "--data", data, *SMALL, *args) in (1, 2)
+    errors = capsys.readouterr().err
+    assert message in errors
+    assert errors.count("\n") == 1
+
+
+def test_text_survives_toml():
+    values = {"a": 'quote " \\ back\nline\tü\x7f\x01', "b": [1, 2.5, True], "c": {"d": [1e-8]}}
+    assert tomllib.loads(to_toml(values, "comment")) == values
+
+
+def test_several_seeds(data, tmp_path, capsys):
+    out = tmp_path / "m.npz"
+    args = ("--data", data, *SMALL, "--validation", 0.2, "--out", out, "--seeds", 3)
+    assert convserve("train", *args, "--seed", 5) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(
+        r"validation accuracy [\d.]+ % ± [\d.]+, mean and standard deviation of 3 seeds", lines[-1]
+    )
+    models = [tmp_path / f"m-seed{seed}.npz" for seed in (5, 6, 7)]
+    reached = [model_file.load(path).provenance["validation_accuracy"] for path in models]
+    assert f"{100 * np.mean(reached):.2f} % ± {100 * np.std(reached, ddof=1):.2f}" in lines[-1]
+    # Each is what a run of its own gives.
+    alone = tmp_path / "alone.npz"
+    saved = tmp_path / "m-seed6.run.toml"
+    assert convserve("train", "--config", saved, "--out", alone) == 0
+    assert weights(alone) == weights(models[1])
+    # Those that are done are not trained again.
+    before = models[0].stat().st_mtime_ns
+    models[2].unlink()
+    assert convserve("train", *args, "--seed", 5, "--resume") == 0
+    assert models[0].stat().st_mtime_ns == before
+    assert models[2].exists()
+    assert capsys.readouterr().out.splitlines()[-1] == lines[-1]
+
+
+def test_fine_tuning_takes_what_fits_and_says_so(data, tmp_path, capsys):
+    first, tuned, other = tmp_path / "a.npz", tmp_path / "b.npz", tmp_path / "c.npz"
+    assert convserve("train", "--data", data, *SMALL, "--out", first) == 0
+    args = ("--init", first, "--batch-size", 16, "--epochs", 1, "--lr", 0.01)
+    capsys.readouterr()
+    assert convserve("train", "--data", data, *args, "--out", tuned, "--freeze", "affine1") == 0
+    assert "a.npz: all 4 parameters are the model's" in capsys.readouterr().out
+    before, after = model_file.load(first), model_file.load(tuned)
+    assert np.array_equal(before.params["affine1.weight"], after.params["affine1.weight"])
+    assert not np.array_equal(before.params["affine2.weight"], after.params["affine2.weight"])
+    assert after.provenance["init"] == str(first)
+    assert "arch" not in after.provenance["options"]
+
+    two = bars(tmp_path / "two.npz", classes=2)
+    assert convserve("train", "--data", two, *args, "--out", other, "--freeze", "affine1") == 0
+    text = capsys.readouterr().out
+    assert "2 parameters are the model's; its classes are others, so these begin anew" in text
+    assert "anew: affine2.weight, affine2.bias" in text
+    model = model_file.load(other)
+    assert model.params["affine2.weight"].shape == (2, 128)
+    assert model.labels == ("0", "1")
+    assert model.preprocessing == before.preprocessing  # that its weights are used to
+    assert np.array_equal(before.params["affine1.weight"], model.params["affine1.weight"])
+
+    large = bars(tmp_path / "large.npz", shape=(9, 9))
+    assert convserve("train", "--data", large, *args, "--out", other) == 1
+    assert "the model takes images of (1, 8, 8)" in capsys.readouterr().err
+    assert convserve("train", "--data", data, *args, "--out", first) == 2
+    assert "a.npz holds the model to begin with and would be replaced" in capsys.readouterr().err
+
+
+def test_a_model_that_is_for_inference_only_is_refused_by_its_layer(data, tmp_path, capsys):
+    g = Graph((1, 8, 8))
+    g.add(layers.LRN(5))
+    g.add(layers.Flatten())
+    g.add(layers.Affine(3))
+    path = tmp_path / "lrn.npz"
+    model_file.save(path, ModelFile(g, g.initialise(0)))
+    args = ("--data", data, "--batch-size", 16, "--init", path, "--out", tmp_path / "m.npz")
+    assert convserve("train", *args) == 1
+    assert "layer 'lrn1'" in capsys.readouterr().err
+
+
+def test_recipes_are_complete_and_can_be_run():
+    for recipe in RECIPES.values():
+        graph = architectures.build(recipe.arch, **recipe.arch_options)
+        config = recipe.config(epochs=1)
+        assert isinstance(config, TrainConfig)
+        assert graph.outputs
+    fast = RECIPES["cifar10-fast"].config()
+    rates = {group.match: fast.sgd_lr * group.lr for group in fast.groups}
+    assert rates["conv1.bias"] == pytest.approx(106)
+    assert rates["affine1.weight"] == pytest.approx(0.67 * 2000 / 65536)
+    for group in fast.groups:  # lr times decay is one figure
+        assert group.weight_decay is not None
+        assert rates[group.match] * group.weight_decay == pytest.approx(0.004)
+    assert isinstance(fast.groups[0], Group)
+
+
+def test_the_last_epoch_is_told_beside_the_best(data, tmp_path, capsys, monkeypatch):
+    """A run whose first epoch is the best by far: then its weights are thrown about."""
+    args = ("--data", data, *SMALL[:4], "--epochs", 3, "--validation", 0.2, "--clip", 0.001)
+    args = (*args, "--out", tmp_path / "m.npz", "--schedule", "piecewise")
+    assert convserve("train", *args, "--lr", 1e4, "--points", "0:0.1,1:1") == 0
+    text = capsys.readouterr().out
+    chosen = int(re.search(r"epoch (\d) \(the best\)", text)[1])
+    if chosen == 3:
+        assert "last epoch" not in text
+    else:
+        assert re.search(rf"^best epoch {chosen}: validation [\d.]+ %$", text, re.MULTILINE)
+        assert re.search(r"^last epoch 3: validation [\d.]+ %$", text, re.MULTILINE)
