@@ -19,8 +19,6 @@ __all__ = ["Plan", "PlanStep"]
 
 Array = npt.NDArray[np.float32]
 Input = npt.NDArray[np.float32] | npt.NDArray[np.uint8]
-# An image must get faster by this factor for a larger batch to count as more efficient.
-WORTH_WHILE = 0.98
 
 
 @dataclass(frozen=True)
@@ -127,16 +125,3 @@ class Plan:
     def estimate(self, images: int, threads: int = 1) -> float:
         """Seconds that a call with so many images should take, by the cost model."""
         return sum(part.estimate(images, threads) for part in self.parts)
-
-    def efficient_batches(self, largest: int, threads: int = 1) -> list[int]:
-        """The batches up to `largest` in which an image is faster than in all smaller ones.
-
-        Ascending, 1 first. A scheduler that may choose takes the largest of them that it can fill.
-        """
-        batches, best = [], float("inf")
-        for images in range(1, largest + 1):
-            time = self.estimate(images, threads) / images
-            if time < best * WORTH_WHILE:
-                batches.append(images)
-                best = time
-        return batches

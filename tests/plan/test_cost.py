@@ -107,15 +107,3 @@ def test_measured_times_outweigh_the_model() -> None:
     assert only(conv_plan((64, 8, 8), op, times={"conv1": times})).kernel.name == "direct"
     latency = conv_plan((64, 8, 8), op, times={"conv1": times}, batch=1)
     assert only(latency).kernel.name == "winograd2"
-
-
-def test_efficient_batches_ascend_and_bring_something() -> None:
-    graph = architectures.build("deep_convnet")
-    plan = compile_plan(graph, graph.initialise(0))
-    batches = plan.efficient_batches(64)
-    assert batches[0] == 1 and batches == sorted(set(batches)) and batches[-1] <= 64
-    assert len(batches) > 1  # the affine layer's weights are read once for many images
-    rates = [plan.estimate(n) / n for n in batches]
-    assert rates == sorted(rates, reverse=True)
-    # two threads: the second image of an odd batch costs as much as a pair
-    assert all(n == 1 or n % 2 == 0 for n in plan.efficient_batches(64, threads=2))
