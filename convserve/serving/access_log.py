@@ -16,6 +16,7 @@ import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -27,6 +28,7 @@ __all__ = ["FORMATS", "AccessLog"]
 
 _log = logging.getLogger(__name__)
 _PLAIN = re.compile(r"[A-Za-z0-9_.:/@+\[\]-]+")
+_encode = json.JSONEncoder(separators=(",", ":")).encode
 _MODE = 0o640  # names and addresses of callers are not everybody's business
 
 
@@ -106,15 +108,15 @@ class AccessLog:
 def fields(record: Record) -> dict[str, Any]:
     """What a line says; what there was not is left out."""
     queue, compute, total = (None if t is None else t // 1000 for t in record.durations)
-    when = datetime.fromtimestamp(record.time // 1000 / 1e6, timezone.utc)
+    seconds, rest = divmod(record.time // 1000, 1_000_000)
     values = {
-        "time": f"{when:%Y-%m-%dT%H:%M:%S.%f}Z",
+        "time": f"{_second(seconds)}.{rest:06d}Z",
         "method": record.method,
         "code": record.code.name,
         "model": record.model,
         "version": record.version,
         "id": record.id,
-        "peer": unquote(record.peer).partition(":")[2] or record.peer,
+        "peer": _peer(record.peer),
         "images": record.images,
         "batch": record.batch,
         "bytes_in": record.bytes_in,
@@ -128,6 +130,16 @@ def fields(record: Record) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value not in (None, "")}
 
 
+@lru_cache(maxsize=2)
+def _second(seconds: int) -> str:
+    return f"{datetime.fromtimestamp(seconds, timezone.utc):%Y-%m-%dT%H:%M:%S}"
+
+
+@lru_cache(maxsize=256)
+def _peer(peer: str) -> str:
+    return unquote(peer).partition(":")[2] or peer
+
+
 def _text(values: Mapping[str, Any]) -> str:
     first = (str(values[name]) for name in ("time", "method", "code"))
     rest = list(values.items())[3:]
@@ -137,12 +149,12 @@ def _text(values: Mapping[str, Any]) -> str:
 def _word(value: Any) -> str:
     """As it is, or as a JSON string if it holds spaces, quotes or worse."""
     text = str(value)
-    return text if _PLAIN.fullmatch(text) else _json(text)
+    return text if type(value) is int or _PLAIN.fullmatch(text) else _json(text)
 
 
 def _json(value: Any) -> str:
     """ASCII only; JSON itself leaves DEL as it is."""
-    return json.dumps(value, separators=(",", ":")).replace("\x7f", "\\u007f")
+    return _encode(value).replace("\x7f", "\\u007f")
 
 
 FORMATS: dict[str, Callable[[Mapping[str, Any]], str]] = {"text": _text, "json": _json}

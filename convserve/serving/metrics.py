@@ -69,6 +69,7 @@ class _ModelCollector(Collector):
             yield metric
         failures = Metric("nv_inference_request_failure", "Requests that failed", "counter")
         pending = Metric("nv_inference_pending_request_count", "Requests that wait", "gauge")
+        limit = Metric("convserve_queue_limit", "Requests that may wait", "gauge")
         latency = HistogramMetricFamily(
             "convserve_request_duration_seconds",
             "Time of answered requests, from arrival to answer",
@@ -82,9 +83,10 @@ class _ModelCollector(Collector):
             for reason, count in counters.failures.items():
                 failures.add_sample(failures.name, {**named, "reason": reason}, count)
             pending.add_sample(pending.name, named, served.scheduler.pending)
+            limit.add_sample(limit.name, named, served.config.dynamic_batching.max_waiting)
             latency.add_metric(labels, _latency_buckets(counters), counters.request_ns / 1e9)
             sizes.add_metric(labels, _size_buckets(counters), counters.inferences)
-        yield from (failures, pending, latency, sizes)
+        yield from (failures, pending, limit, latency, sizes)
 
 
 def _latency_buckets(counters: Counters) -> list[tuple[str, float]]:
@@ -110,16 +112,15 @@ class _RecordCollector(Collector):
 
 
 def registry(
-    repository: ModelRepository, dropped: Callable[[], int] | None = None
+    repository: ModelRepository, dropped: Callable[[], int] = lambda: 0
 ) -> CollectorRegistry:
     """A registry of its own with the models' and the process's metrics.
 
-    dropped: counts the calls that were not recorded, where calls are recorded at all.
+    dropped: counts the calls that the access log or the traces lack.
     """
     own = CollectorRegistry()
     own.register(_ModelCollector(repository.models))
-    if dropped is not None:
-        own.register(_RecordCollector(dropped))
+    own.register(_RecordCollector(dropped))
     ProcessCollector(registry=own)
     GCCollector(registry=own)
     return own

@@ -114,7 +114,7 @@ class Server:
             self._metrics = metrics.MetricsServer(
                 options.host,
                 options.metrics_port,
-                metrics.registry(repository, self._dropped if self._observer else None),
+                metrics.registry(repository, self._dropped),
                 lambda: self._servicer.ready,
             )
         except OSError as error:

@@ -265,8 +265,8 @@ def test_serving_loads_nothing_heavy(digits_path):
         "import sys; import convserve.cli.serve, convserve.serving.server as s;"
         "from convserve.engine.repository import ModelRepository as R;"
         f"s.Server(R.open({str(digits_path)!r}), s.Options(port=0, metrics_port=0)).stop(5);"
-        "heavy = {'rich', 'PIL', 'onnx', 'matplotlib', 'pyarrow',"
-        " 'convserve.training', 'convserve.datasets'};"
+        "heavy = {'rich', 'PIL', 'onnx', 'matplotlib', 'pyarrow', 'opentelemetry',"
+        " 'convserve.training', 'convserve.datasets', 'convserve_client._client'};"
         "print(sorted(heavy & set(sys.modules)))"
     )
     result = subprocess.run(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import urllib.error
 import urllib.request
+from pathlib import Path
 
 import grpc
 import pytest
@@ -65,10 +66,24 @@ def test_the_page_is_well_formed(server):
         assert page.count(f"# TYPE {name} counter\n") == 1
         assert re.search(rf'^{name}{{model="digits",.*}} \d', page, re.M)
     assert families["nv_inference_pending_request_count"].type == "gauge"
+    assert families["convserve_queue_limit"].type == "gauge"
+    assert server.metric('convserve_queue_limit{model="digits",version="10"}') == 1024
+    assert families["convserve_call_records_dropped"].type == "counter"
     assert families["convserve_request_duration_seconds"].type == "histogram"
     assert families["convserve_batch_size"].type == "histogram"
     assert "process_resident_memory_bytes" in families
     assert not re.search(r"nv_\w+_total", page)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["deploy/grafana/convserve.json", "deploy/kubernetes/autoscaling.yaml", "docs/operations.md"],
+)
+def test_what_is_watched_is_on_the_page(server, name):
+    text = (Path(__file__).parents[2] / name).read_text("utf-8")
+    watched = set(re.findall(r"\b(?:nv|convserve)_\w+", text)) - {"convserve_client"}
+    there = set(re.findall(r"^(?:# TYPE )?([a-z]\w+)", server.page(), re.M))
+    assert watched and watched <= there, watched - there
 
 
 def test_probes(server):

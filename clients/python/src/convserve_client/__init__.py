@@ -6,13 +6,20 @@
 
 `AsyncClient` is the same for asyncio. Errors: `convserve_client.errors`. The wire itself, for
 those who build a server or another client: `convserve_client.protocol`, `convserve_client.tensors`.
+Attributes are loaded on first use: a server that needs the protocol alone starts without the rest.
 """
 
-from convserve_client import errors
-from convserve_client._async_client import AsyncClient
-from convserve_client._client import Client
-from convserve_client._security import Tls
-from convserve_client.errors import ConvserveClientError
+from __future__ import annotations
+
+import typing
+from importlib import import_module
+
+if typing.TYPE_CHECKING:
+    from convserve_client import errors
+    from convserve_client._async_client import AsyncClient
+    from convserve_client._client import Client
+    from convserve_client._security import Tls
+    from convserve_client.errors import ConvserveClientError
 
 __version__ = "0.1.0"
 
@@ -24,3 +31,23 @@ __all__ = [
     "__version__",
     "errors",
 ]
+
+_MODULES = {
+    "AsyncClient": "_async_client",
+    "Client": "_client",
+    "ConvserveClientError": "errors",
+    "Tls": "_security",
+    "errors": "errors",
+}
+
+
+def __getattr__(name: str) -> typing.Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module 'convserve_client' has no attribute {name!r}")
+    module = import_module(f"convserve_client.{_MODULES[name]}")
+    value = globals()[name] = module if name == "errors" else getattr(module, name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
