@@ -247,7 +247,9 @@ def _train(
 
 
 def _report(job: _Job, result: TrainResult) -> None:
-    chosen = "last" if result.validation_accuracy is None else "best"
+    chosen, patience = "last" if result.validation_accuracy is None else "best", job.config.patience
+    if len(result.history) < job.config.epochs:
+        click.echo(f"stopped early: {patience} epochs brought no better validation accuracy")
     click.echo(
         printable(f"wrote {job.out}, epoch {result.epoch} (the {chosen}), {result.seconds:.1f} s")
     )

@@ -11,9 +11,10 @@ import pytest
 from convserve import layers, model_file
 from convserve.cli import main
 from convserve.cli._run_file import to_toml
+from convserve.cli.train import _Job, _report
 from convserve.graph import Graph, architectures
 from convserve.model_file import ModelFile
-from convserve.training import Group, TrainConfig
+from convserve.training import EpochRecord, Group, TrainConfig, TrainResult
 from convserve.training.recipes import RECIPES
 
 if sys.version_info >= (3, 11):
@@ -234,15 +235,30 @@ def test_recipes_are_complete_and_can_be_run():
     assert isinstance(fast.groups[0], Group)
 
 
-def test_the_last_epoch_is_told_beside_the_best(data, tmp_path, capsys, monkeypatch):
-    """A run whose first epoch is the best by far: then its weights are thrown about."""
-    args = ("--data", data, *SMALL[:4], "--epochs", 3, "--validation", 0.2, "--clip", 0.001)
-    args = (*args, "--out", tmp_path / "m.npz", "--schedule", "piecewise")
-    assert convserve("train", *args, "--lr", 1e4, "--points", "0:0.1,1:1") == 0
+def test_an_early_stop_is_told(data, tmp_path, capsys):
+    args = ("--data", data, *SMALL[:4], "--epochs", 30, "--validation", 0.2, "--lr", 1e-12)
+    assert convserve("train", *args, "--patience", 2, "--out", tmp_path / "m.npz") == 0
     text = capsys.readouterr().out
-    chosen = int(re.search(r"epoch (\d) \(the best\)", text)[1])
-    if chosen == 3:
-        assert "last epoch" not in text
-    else:
-        assert re.search(rf"^best epoch {chosen}: validation [\d.]+ %$", text, re.MULTILINE)
-        assert re.search(r"^last epoch 3: validation [\d.]+ %$", text, re.MULTILINE)
+    assert "stopped early: 2 epochs brought no better validation accuracy" in text
+    assert "epoch  3/30" in text
+    assert "epoch  4/30" not in text
+
+
+def test_the_last_epoch_is_told_beside_the_best(tmp_path, capsys):
+    graph = architectures.build("mlp")
+    model = ModelFile(graph, graph.initialise(0))
+    history = tuple(
+        EpochRecord(epoch, 0.1, 0.9, validation, 0.01, 1.0, 100.0)
+        for epoch, validation in enumerate([0.8, 0.95, 0.9], 1)
+    )
+    job = _Job(TrainConfig(epochs=3), tmp_path / "m.npz", tmp_path / "c.npz", False, {})
+    _report(job, TrainResult(model, 2, history, 0.95, 0.94, 3.0, 0.89))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].endswith("m.npz, epoch 2 (the best), 3.0 s")
+    assert lines[1:] == [
+        "best epoch 2: validation 95.00 %",
+        "last epoch 3: validation 90.00 %, test 89.00 %",
+        "accuracy 94.00 %",
+    ]
+    _report(job, TrainResult(model, 3, history, 0.9, None, 3.0, None))
+    assert "last epoch" not in capsys.readouterr().out
