@@ -8,7 +8,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from convserve import __version__
+from convserve import __version__, model_file
 from convserve.datasets import Dataset
 from convserve.graph import Graph
 from convserve.model_file import ModelFile
@@ -16,46 +16,58 @@ from convserve.training.config import TrainConfig
 from convserve.training.progress import EpochRecord
 from convserve.training.step import Array
 
-__all__ = ["check_writable", "exported"]
+__all__ = ["Exporter", "check_writable"]
 
 
-def exported(
-    graph: Graph,
-    params: Mapping[str, Array],
-    dataset: Dataset,
-    config: TrainConfig,
-    record: EpochRecord,
-    *,
-    test: float | None = None,
-    provenance: Mapping[str, Any],
-) -> ModelFile:
-    """A model of these parameters (copied), as they were after the epoch of `record`.
+class Exporter:
+    """Makes models of a run's parameters, and writes them to `out` (None: nowhere)."""
 
-    test: its accuracy on the test images, if they were looked at. provenance: more to say.
-    """
-    reached = {
-        "test": test,
-        "validation": record.validation_accuracy,
-        "train": record.train_accuracy,
-    }
-    part = next(part for part, value in reached.items() if value is not None)
-    told = {
-        "data": dataset.name,
-        "images": len(dataset.train),
-        "accuracy": reached[part],
-        "accuracy_on": part,
-        "validation_accuracy": record.validation_accuracy,
-        "test_accuracy": test,
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "epoch": record.epoch,
-        "epochs": config.epochs,
-        "seed": config.seed,
-        "config": config.to_dict(),
-        "convserve": __version__,
-        **provenance,
-    }
-    copies = {name: value.copy() for name, value in params.items()}
-    return ModelFile(graph, copies, dataset.labels, dataset.preprocessing, told)
+    def __init__(
+        self,
+        graph: Graph,
+        dataset: Dataset,
+        config: TrainConfig,
+        out: Path | None,
+        provenance: Mapping[str, Any],
+    ) -> None:
+        self._graph, self._dataset, self._config = graph, dataset, config
+        self._out, self._provenance = out, provenance
+
+    def write(
+        self, params: Mapping[str, Array], record: EpochRecord, test: float | None = None
+    ) -> ModelFile:
+        """The model of these parameters (copied), as they were after the epoch of `record`.
+
+        test: its accuracy on the test images, if they were looked at. Written atomically;
+        ModelFileError if that fails.
+        """
+        data = self._dataset
+        copies = {name: value.copy() for name, value in params.items()}
+        told = self._origin(record, test)
+        model = ModelFile(self._graph, copies, data.labels, data.preprocessing, told)
+        if self._out is not None:
+            model_file.save(self._out, model)
+        return model
+
+    def _origin(self, record: EpochRecord, test: float | None) -> dict[str, Any]:
+        validation = record.validation_accuracy
+        reached = {"test": test, "validation": validation, "train": record.train_accuracy}
+        part = next(part for part, value in reached.items() if value is not None)
+        return {
+            "data": self._dataset.name,
+            "images": len(self._dataset.train),
+            "accuracy": reached[part],
+            "accuracy_on": part,
+            "validation_accuracy": validation,
+            "test_accuracy": test,
+            "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "epoch": record.epoch,
+            "epochs": self._config.epochs,
+            "seed": self._config.seed,
+            "config": self._config.to_dict(),
+            "convserve": __version__,
+            **self._provenance,
+        }
 
 
 def check_writable(path: Path, error: type[Exception]) -> None:

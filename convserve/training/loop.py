@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from convserve import kernels, model_file
+from convserve import kernels
 from convserve.datasets import Dataset, Split
 from convserve.errors import (
     CheckpointError,
@@ -30,17 +30,17 @@ from convserve.errors import (
     TrainingStoppedError,
 )
 from convserve.graph import Graph
-from convserve.model_file import ModelFile
 from convserve.training import augment, checkpoint
 from convserve.training.averaging import Averages
 from convserve.training.config import TrainConfig
 from convserve.training.evaluation import accuracy
 from convserve.training.every import Every
-from convserve.training.export import check_writable, exported
+from convserve.training.export import Exporter, check_writable
 from convserve.training.layerwise import LayerwiseStep
 from convserve.training.loss import class_weights, smoothed_targets
 from convserve.training.optimisers import make_optimiser
 from convserve.training.progress import Progress, TrainResult
+from convserve.training.run_checkpoint import RunCheckpoint
 from convserve.training.schedules import make_schedule
 from convserve.training.start import Start
 from convserve.training.state import RunState
@@ -133,8 +133,8 @@ class _Run:
         if out is not None and checkpoint_path is not None and _same(out, checkpoint_path):
             raise CheckpointError(f"{out}: the model and the checkpoint can't be the same file")
         self.graph, self.dataset, self.config = graph, dataset, config
-        self.out, self.checkpoint_path, self.every = out, checkpoint_path, every
-        self.progress, self.stop, self.provenance = progress, stop, provenance
+        self.progress, self.stop, self.every = progress, stop, every
+        self.exporter = Exporter(graph, dataset, config, out, provenance)
         count = len(dataset.train) / config.batch_size
         self.steps_per_epoch = int(count) if config.drop_last else ceil(count)
         self.schedule = make_schedule(config, self.steps_per_epoch)
@@ -151,15 +151,19 @@ class _Run:
         self.class_weights = class_weights(config.class_weights, dataset.train.y, dataset.labels)
         self.state = RunState()
         self.best: dict[str, Array] = {}
-        self.run = (
-            checkpoint.identity(graph, dataset, config, start.origin) if checkpoint_path else {}
+        self.checkpoint = (
+            None
+            if checkpoint_path is None
+            else RunCheckpoint(
+                checkpoint_path, checkpoint.identity(graph, dataset, config, start.origin)
+            )
         )
 
     def go(self) -> TrainResult:
         start = time.monotonic()
         state, images = self.state, self.images_per_epoch
-        if self.checkpoint_path is not None:
-            checkpoint.tidy(self.checkpoint_path)
+        if self.checkpoint is not None:
+            self.checkpoint.tidy()
         self.progress.run_started(self.config.epochs, images, len(state.history))
         self.every.restart()
         while state.epoch <= self.config.epochs and not state.waited(self.config.patience):
@@ -247,8 +251,7 @@ class _Run:
         self.best = {name: value.copy() for name, value in self.averages.params.items()}
         self.state.best_epoch = record.epoch
         self.state.best_accuracy = record.validation_accuracy or 0.0
-        if self.out is not None:
-            model_file.save(self.out, self.model(self.best, record.epoch))
+        self.exporter.write(self.best, record)
 
     def result(self, seconds: float) -> TrainResult:
         """Look at the test images, once, and export."""
@@ -260,30 +263,14 @@ class _Run:
             test = last_test = self.accuracy(params, self.dataset.test)
             if chosen != last:
                 last_test = self.accuracy(self.averages.params, self.dataset.test)
-        model = self.model(params, chosen, test)
-        if self.out is not None:
-            model_file.save(self.out, model)
         return TrainResult(
-            model,
+            self.exporter.write(params, history[chosen - 1], test),
             chosen,
             tuple(history),
             history[chosen - 1].validation_accuracy,
             test,
             seconds,
             last_test,
-        )
-
-    def model(
-        self, params: Mapping[str, Array], epoch: int, test: float | None = None
-    ) -> ModelFile:
-        return exported(
-            self.graph,
-            params,
-            self.dataset,
-            self.config,
-            self.state.history[epoch - 1],
-            test=test,
-            provenance=self.provenance,
         )
 
     def stop_if_asked(self) -> None:
@@ -294,34 +281,19 @@ class _Run:
         raise TrainingStoppedError(f"stopped at step {state.step} of epoch {state.epoch}")
 
     def save_checkpoint(self) -> None:
-        if self.checkpoint_path is None:
-            return
-        arrays, values = self.step.state()
-        arrays |= self.averages.state()
-        arrays |= {f"best.{name}": value for name, value in self.best.items()}
-        reached = {"step": values, "run": self.state.to_dict()}
-        checkpoint.save(self.checkpoint_path, self.run, reached, arrays)
-        self.every.restart()
+        if self.checkpoint is not None:
+            self.checkpoint.save(self.state, self.step, self.averages, self.best)
+            self.every.restart()
 
     def restore(self) -> None:
         """Continue where the checkpoint was written."""
-        if self.checkpoint_path is None:
+        if self.checkpoint is None:
             raise CheckpointError("resume needs the path of a checkpoint")
-        own, _ = self.step.state()
-        shapes = {name: value.shape for name, value in (own | self.averages.state()).items()}
-        reached, arrays = checkpoint.read(self.checkpoint_path, self.run, shapes)
-        try:
-            self.step.load_state(arrays, reached["step"])
-            self.state = RunState.from_dict(reached["run"])
-        except (KeyError, TypeError) as error:
-            raise CheckpointError(f"{self.checkpoint_path}: its progress: {error}") from error
-        self.averages.load_state(arrays)
-        best = {name: value for name, value in arrays.items() if name.startswith("best.")}
-        self.best = {name.removeprefix("best."): value for name, value in best.items()}
+        self.state, self.best = self.checkpoint.restore(self.step, self.averages)
 
     def diverged(self, what: str, lr: float) -> TrainingError:
         kept = ""
-        if self.checkpoint_path is not None and self.checkpoint_path.exists():
+        if self.checkpoint is not None and self.checkpoint.path.exists():
             kept = " The last checkpoint is intact."
         return TrainingError(
             f"{what} of epoch {self.state.epoch}, at a learning rate of {lr:.4g}: training "

@@ -1,0 +1,50 @@
+"""The checkpoint of a run: which of its parts go into the file, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from convserve.errors import CheckpointError
+from convserve.training import checkpoint
+from convserve.training.averaging import Averages
+from convserve.training.state import RunState
+from convserve.training.step import Array, TrainStep
+
+__all__ = ["RunCheckpoint"]
+
+
+class RunCheckpoint:
+    """The file at `path`, of the run with that identity (`checkpoint.identity`)."""
+
+    def __init__(self, path: Path, identity: Mapping[str, Any]) -> None:
+        self.path, self._identity = path, identity
+
+    def save(
+        self, state: RunState, step: TrainStep, averages: Averages, best: Mapping[str, Array]
+    ) -> None:
+        """Replace it, atomically. CheckpointError if that fails: it is as it was then."""
+        arrays, values = step.state()
+        arrays |= averages.state()
+        arrays |= {f"best.{name}": value for name, value in best.items()}
+        reached = {"step": values, "run": state.to_dict()}
+        checkpoint.save(self.path, self._identity, reached, arrays)
+
+    def restore(self, step: TrainStep, averages: Averages) -> tuple[RunState, dict[str, Array]]:
+        """Bring step and averages to where it was written; the run's state and best parameters."""
+        own, _ = step.state()
+        shapes = {name: value.shape for name, value in (own | averages.state()).items()}
+        reached, arrays = checkpoint.read(self.path, self._identity, shapes)
+        try:
+            step.load_state(arrays, reached["step"])
+            state = RunState.from_dict(reached["run"])
+        except (KeyError, TypeError) as error:
+            raise CheckpointError(f"{self.path}: its progress: {error}") from error
+        averages.load_state(arrays)
+        best = {name: value for name, value in arrays.items() if name.startswith("best.")}
+        return state, {name.removeprefix("best."): value for name, value in best.items()}
+
+    def tidy(self) -> None:
+        """Remove what a run that was killed while it wrote the file has left beside it."""
+        checkpoint.tidy(self.path)
