@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -10,8 +9,9 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from convserve.cli._child_server import ready_process
+
 ROOT = Path(__file__).parents[2]
-STOP_SECONDS = 20
 
 
 @dataclass(frozen=True)
@@ -53,24 +53,8 @@ def echo(processes: int = 1) -> Iterator[Running]:
 @contextmanager
 def _process(arguments: list[str]) -> Iterator[Running]:
     began = time.perf_counter()
-    child = subprocess.Popen(
-        [sys.executable, *arguments], stdout=subprocess.PIPE, text=True, cwd=ROOT
-    )
-    assert child.stdout is not None
-    try:
-        line = child.stdout.readline()
-        if not line.startswith("ready grpc="):
-            raise RuntimeError(f"{' '.join(arguments)} did not get ready")
-        address = line.split()[1].removeprefix("grpc=")
-        yield Running(address, (child.pid,), time.perf_counter() - began)
-    finally:
-        child.terminate()
-        try:
-            child.wait(STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            child.kill()
-            child.wait()
-        child.stdout.close()
+    with ready_process([sys.executable, *arguments], cwd=ROOT) as (process, address):
+        yield Running(address, (process.pid,), time.perf_counter() - began)
 
 
 def _resident_mb(pid: int) -> float:

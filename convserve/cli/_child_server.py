@@ -1,4 +1,4 @@
-"""A `convserve serve` process for the time of a `with` block."""
+"""Server processes for the time of a `with` block."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import select
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -19,16 +19,25 @@ STOP_SECONDS = 15
 
 @contextmanager
 def child_server(model: Path) -> Iterator[str]:
-    """Serve `model` on free ports of this machine; yield HOST:PORT of its gRPC service.
+    """Serve `model` on free ports of this machine; yield HOST:PORT of its gRPC service."""
+    command = [sys.executable, "-m", "convserve", "serve", str(model)]
+    options = ["--port", "0", "--metrics-port", "0", "--log-level", "warning"]
+    with ready_process([*command, *options]) as (_, address):
+        yield address
+
+
+@contextmanager
+def ready_process(
+    command: Sequence[str], cwd: Path | None = None
+) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """Start a server that prints `ready grpc=HOST:PORT …`; yield it and that address.
 
     The process is stopped at the end of the block, whatever ends it: an error, Ctrl-C or SIGTERM.
     """
-    command = [sys.executable, "-m", "convserve", "serve", str(model)]
-    options = ["--port", "0", "--metrics-port", "0", "--log-level", "warning"]
     previous = signal.signal(signal.SIGTERM, _leave)
-    process = subprocess.Popen([*command, *options], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=cwd)
     try:
-        yield _address(process)
+        yield process, _address(process)
     finally:
         process.terminate()
         try:

@@ -14,8 +14,6 @@ from __future__ import annotations
 import hashlib
 import hmac
 import ipaddress
-import logging
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,15 +21,13 @@ from typing import Any
 
 import grpc
 
-from convserve.engine.source import Stamp
 from convserve.errors import ConfigError
 from convserve.serving.observe import Observer
 from convserve.serving.status import Status
+from convserve.serving.watched import Watched
 from convserve_client import protocol
 
 __all__ = ["Access", "Tokens", "is_loopback"]
-
-_log = logging.getLogger(__name__)
 
 SCOPES = ("infer", "admin")
 ADMIN = frozenset(
@@ -54,41 +50,17 @@ class Tokens:
     """The tokens of a file, by their digests. Raises ConfigError if it is missing or malformed."""
 
     def __init__(self, path: Path, clock: Callable[[], float] = time.monotonic) -> None:
-        self._path, self._clock = path, clock
-        self._lock = threading.Lock()
-        self._seen = Stamp.of(path)
-        self._looked = clock()
-        self._scopes = _read(path)
+        self._scopes = Watched([path], lambda: _read(path), f"token file {path}", _LOOK, clock)
 
     def scope(self, token: str) -> str | None:
         """What the token is for; None if it is none. Takes equally long whichever it is."""
-        self._look()
+        self._scopes.look()
         digest = _digest(token)
         found = None
-        for known, scope in self._scopes.items():
+        for known, scope in self._scopes.value.items():
             if hmac.compare_digest(known, digest):
                 found = scope
         return found
-
-    def _look(self) -> None:
-        """Takes over the file's content if it has changed, at most once a second."""
-        now = self._clock()
-        if now - self._looked < _LOOK:
-            return
-        with self._lock:
-            if now - self._looked < _LOOK:
-                return
-            self._looked = now
-            stamp = Stamp.of(self._path)
-            if stamp == self._seen:
-                return
-            try:
-                self._scopes = _read(self._path)
-            except ConfigError as error:
-                _log.error("the tokens stay as they were: %s", error)
-            else:
-                _log.info("%s: %d tokens", self._path, len(self._scopes))
-            self._seen = stamp
 
 
 class Access(grpc.ServerInterceptor):  # type: ignore[misc]

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 import ssl
-import threading
 from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
 
-from convserve.engine.source import Stamp
 from convserve.errors import ConfigError
+from convserve.serving.watched import Watched
 
 __all__ = ["TlsFiles", "server_credentials"]
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -37,32 +33,12 @@ def server_credentials(files: TlsFiles) -> grpc.ServerCredentials:
     Raises ConfigError for files that can't be read or don't belong together. Later ones that don't
     are reported in the log, and the certificate before them stays.
     """
-    first = _load(files)
-    lock = threading.Lock()
-    seen = [_stamps(files)]
-
-    def fetch() -> grpc.ServerCertificateConfiguration | None:
-        with lock:
-            stamps = _stamps(files)
-            if stamps == seen[0]:
-                return None
-            try:
-                fresh = _load(files)
-            except ConfigError as error:
-                _log.error("the certificate stays as it was: %s", error)
-                fresh = None
-            else:
-                _log.info("a new certificate from %s", files.certificate)
-            seen[0] = stamps
-            return fresh
-
+    watched = Watched(files.paths, lambda: _load(files), f"certificate {files.certificate}")
     return grpc.dynamic_ssl_server_credentials(
-        first, fetch, require_client_authentication=files.client_ca is not None
+        watched.value,
+        lambda: watched.value if watched.look() else None,  # before each handshake
+        require_client_authentication=files.client_ca is not None,
     )
-
-
-def _stamps(files: TlsFiles) -> list[Stamp | None]:
-    return [Stamp.of(path) for path in files.paths]
 
 
 def _load(files: TlsFiles) -> grpc.ServerCertificateConfiguration:
