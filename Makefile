@@ -14,7 +14,7 @@ KERNELS := $(wildcard kernels/*.pyx kernels/*.pxd kernels/csrc/*.[ch])
 PACKAGING := setup.py pyproject.toml \
 	$(wildcard protos/*.proto clients/python/pyproject.toml clients/python/setup.py)
 
-.PHONY: help build test demo lint soak-reload soak-engine sanitize check-native check-aarch64 wheel bench bench-quick bench-layers bench-serving clean distclean
+.PHONY: help build test demo lint check-deploy soak-reload soak-engine sanitize check-native check-aarch64 wheel bench bench-quick bench-layers bench-serving clean distclean
 .DELETE_ON_ERROR:
 
 help:  ## show the targets
@@ -40,6 +40,12 @@ lint: $(VENV)/.installed-dev  ## format check, linters, types
 	@mkdir -p build/typing/convserve
 	@ln -sfn $(CURDIR)/convserve/* $(CURDIR)/kernels build/typing/convserve
 	cd build/typing && $(abspath $(BIN))/mypy --config-file ../../pyproject.toml
+
+check-deploy: $(VENV)/.installed-deploy  ## linters over Dockerfile, unit and manifests
+	$(BIN)/hadolint deploy/Dockerfile
+	$(BIN)/kubernetes-validate --strict deploy/kubernetes/[!k]*.yaml
+	@# it checks the rest of the unit although the program is not there
+	! systemd-analyze verify deploy/convserve.service 2>&1 | grep -v 'is not executable'
 
 check-native: $(BIN)/python  ## the C kernels and the executor against plain loops, without Python
 	$(MAKE) -C tests/native OUT=$(abspath build/native)
