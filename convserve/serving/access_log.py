@@ -41,6 +41,8 @@ class AccessLog:
     path: None for standard output. form: one of FORMATS.
     """
 
+    metadata = frozenset[str]()
+
     def __init__(self, path: Path | None, form: str = "text") -> None:
         self._path = path
         self._format = FORMATS[form]

@@ -88,12 +88,13 @@ class Record:
             version = getattr(message, "model_version", "") or getattr(message, "version", "")
             self.version = version[:_SHORT]
 
-    def close(self) -> None:
-        """The call is over: let go of its images."""
+    def close(self, wanted: frozenset[str]) -> None:
+        """The call is over: let go of its images, and of all metadata but what is wanted."""
         self.ended = time.monotonic_ns()
         if not self.id:
             given = [value for key, value in self.metadata if key == "x-request-id"]
             self.id = given[0][:_SHORT] if given else f"{_PREFIX}-{next(_NUMBERS)}"
+        self.metadata = [pair for pair in self.metadata if pair[0] in wanted] if wanted else ()
         request, self.request = self.request, None
         if request is not None:
             self.images, self.queued = request.size, request.arrival
@@ -112,6 +113,10 @@ class Record:
 class Sink(Protocol):
     """What records go to; it is called by one thread only, after `close()` no more."""
 
+    @property
+    def metadata(self) -> frozenset[str]:
+        """The keys of the calls' metadata that it reads."""
+
     def take(self, records: Sequence[Record]) -> int:
         """Keep what is needed of them; returns how many were lost."""
 
@@ -124,6 +129,7 @@ class Observer:
 
     def __init__(self, sinks: Iterable[Sink], limit: int = _LIMIT) -> None:
         self._sinks = tuple(sinks)
+        self._metadata = frozenset[str]().union(*(sink.metadata for sink in self._sinks))
         self._limit = limit
         self._current = threading.local()
         self._waiting: deque[Record] = deque()
@@ -217,7 +223,7 @@ class Observer:
         return record
 
     def _end(self, record: Record) -> None:
-        record.close()
+        record.close(self._metadata)
         if len(self._waiting) >= self._limit:
             self._drop(1)
             return

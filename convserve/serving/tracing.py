@@ -46,6 +46,7 @@ class Tracing:
         except ImportError:
             raise _not_installed("opentelemetry-api") from None
         self._trace, self._extract = trace, propagate.extract
+        self.metadata = frozenset(propagate.get_global_textmap().fields)
         self._own = _provider() if provider is None else None
         self._tracer = (self._own or provider).get_tracer("convserve")
 

@@ -123,7 +123,7 @@ def test_no_line_can_be_forged_and_no_content_is_shown(
 
 def test_json_escapes_too():
     record = Record("ModelInfer", 0, "unix:", [("x-request-id", HOSTILE)])
-    record.close()
+    record.close(frozenset())
     line = FORMATS["json"](fields(record))
     assert not re.search(r"[^ -~]", line)
     assert json.loads(line)["id"] == HOSTILE
@@ -192,6 +192,8 @@ def test_a_line_that_was_cut_off_is_ended(tmp_path, monkeypatch):
 
 
 class SlowSink:
+    metadata = frozenset({"traceparent"})
+
     def __init__(self):
         self.gate, self.taken = threading.Event(), []
 
@@ -209,7 +211,7 @@ class Context:
         return "ipv4:127.0.0.1:1"
 
     def invocation_metadata(self):
-        return ()
+        return (("authorization", TOKEN), ("traceparent", "00-…"))
 
 
 def test_a_slow_disk_holds_up_no_request():
@@ -225,6 +227,7 @@ def test_a_slow_disk_holds_up_no_request():
     assert sink.taken.pop() is None
     assert len(sink.taken) == calls - 3
     assert all(record.request is None for record in sink.taken)
+    assert all(record.metadata == [("traceparent", "00-…")] for record in sink.taken)
 
 
 def test_a_batch_and_its_waiting(gated, infer_request, images):

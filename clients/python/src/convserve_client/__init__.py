@@ -32,20 +32,23 @@ __all__ = [
     "errors",
 ]
 
-_MODULES = {
+# name -> where it is defined
+_NAMES = {
     "AsyncClient": "_async_client",
     "Client": "_client",
     "ConvserveClientError": "errors",
     "Tls": "_security",
-    "errors": "errors",
 }
+_MODULES = ("errors", "protocol", "tensors")
 
 
 def __getattr__(name: str) -> typing.Any:
-    if name not in _MODULES:
+    if name in _MODULES:
+        return import_module(f"convserve_client.{name}")
+    if name not in _NAMES:
         raise AttributeError(f"module 'convserve_client' has no attribute {name!r}")
-    module = import_module(f"convserve_client.{_MODULES[name]}")
-    value = globals()[name] = module if name == "errors" else getattr(module, name)
+    value = getattr(import_module(f"convserve_client.{_NAMES[name]}"), name)
+    globals()[name] = value
     return value
 
 
