@@ -10,7 +10,6 @@ from google.protobuf.message import DecodeError
 
 from convserve.errors import InvalidRequestError
 from convserve.serving import status
-from convserve_client import protocol
 
 __all__ = ["Call", "guarded", "parse", "unimplemented"]
 
@@ -49,13 +48,11 @@ def _abort(context: grpc.ServicerContext, failure: status.Status) -> NoReturn:
     raise AssertionError("abort raises")
 
 
-def unimplemented(name: str, method: protocol.Method) -> grpc.RpcMethodHandler:
-    """The handler of a call that this server does not have."""
+def unimplemented(name: str) -> Callable[[bytes, grpc.ServicerContext], bytes]:
+    """A unary call that this server does not have."""
 
-    def behaviour(_: Any, context: grpc.ServicerContext) -> NoReturn:
-        context.abort(grpc.StatusCode.UNIMPLEMENTED, f"'{name}' is not implemented by this server")
-        raise AssertionError("abort raises")
+    def behaviour(_: bytes, context: grpc.ServicerContext) -> NoReturn:
+        details = f"'{name}' is not implemented by this server"
+        _abort(context, status.Status(grpc.StatusCode.UNIMPLEMENTED, details))
 
-    if method.client_streaming and method.server_streaming:
-        return grpc.stream_stream_rpc_method_handler(behaviour)
-    return grpc.unary_unary_rpc_method_handler(behaviour)
+    return behaviour

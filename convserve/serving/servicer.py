@@ -83,19 +83,19 @@ class Servicer:
         for name, method in protocol.METHODS.items():
             if name == "ModelStreamInfer":
                 handlers[name] = self._stream_handler(pools.streams)
-            elif name in calls:
-                behaviour = self._behaviour(name, calls[name], method)
-                if name in own_pools:
-                    behaviour.experimental_thread_pool = own_pools[name]
-                handlers[name] = grpc.unary_unary_rpc_method_handler(behaviour)
-            else:
-                handlers[name] = unimplemented(name, method)
+                continue
+            behaviour = self._behaviour(name, calls.get(name), method)
+            if name in own_pools:
+                behaviour.experimental_thread_pool = own_pools[name]
+            handlers[name] = grpc.unary_unary_rpc_method_handler(behaviour)
         return grpc.method_handlers_generic_handler(protocol.SERVICE, handlers)
 
-    def _behaviour(self, name: str, call: Call, method: protocol.Method) -> Any:
-        if self._observer is None:
-            return guarded(call, method.request)
-        return self._observer.unary(name, guarded(self._observer.reading(call), method.request))
+    def _behaviour(self, name: str, call: Call | None, method: protocol.Method) -> Any:
+        observer = self._observer
+        if call is not None and observer is not None:
+            call = observer.reading(call)
+        behaviour = unimplemented(name) if call is None else guarded(call, method.request)
+        return behaviour if observer is None else observer.unary(name, behaviour)
 
     def _stream_handler(self, pool: ThreadPoolExecutor) -> grpc.RpcMethodHandler:
         def behaviour(data: Any, context: grpc.ServicerContext) -> Any:

@@ -54,6 +54,7 @@ def test_one_line_says_that_it_is_ready(start_server, digits_path):
         r"ready grpc=127\.0\.0\.1:\d+ metrics=127\.0\.0\.1:\d+ model=model\n", server.line
     )
     assert is_ready(server)
+    assert server.metric("process_resident_memory_bytes") < 80e6
     server.signal(signal.SIGTERM)
     assert server.wait() == 0
     assert server.process.stdout.read() == ""
