@@ -190,12 +190,19 @@ static int best_way(const cs_train_conv *l, int wish, int oh, int ow) {
     return CS_WAY_WINOGRAD4;
 }
 
-/* Tiles that go through their products together: their transforms fill most of the second-level cache. */
-static int slots(const cs_train_conv *l, int way, int images, int oh, int ow, int floats_a_tile) {
-    const int m = cs_winograd_m(way);
-    const int64_t tiles = (int64_t)images * ((oh + m - 1) / m) * ((ow + m - 1) / m);
-    const int64_t most = 160 * 1024 / ((int64_t)(m + 2) * (m + 2) * floats_a_tile);
-    return (int)cs_max(1, cs_min(cs_max(14, cs_min(most, 112)), tiles));
+/* Winograd weights, or their gradient, that the second-level cache does not hold (floats). */
+#define LARGE_WEIGHTS (256 * 1024)
+
+/* Tiles that go through their products together: their transforms fill most of the second-level cache,
+ * or, where each pass has to fetch the weights from farther away, a part of the last-level one. */
+static int slots(const cs_train_conv *l, int way, int weight_gradient, int oh, int ow) {
+    const int m = cs_winograd_m(way), n = m + 2, b = l->block;
+    const int64_t tiles = (int64_t)l->images * ((oh + m - 1) / m) * ((ow + m - 1) / m);
+    const int64_t a_tile = n * n * (int64_t)(l->planes + l->blocks) * b;
+    const int large = n * n * (int64_t)l->c * l->o > LARGE_WEIGHTS;
+    const int64_t floats = !large ? 160 * 1024 : weight_gradient ? 3072 * 1024 : 1280 * 1024;
+    const int64_t most = weight_gradient && large ? 256 : 112;
+    return (int)cs_min(cs_max(14, cs_min(floats / a_tile, most)), tiles);
 }
 
 static int64_t winograd_floats(int way, int planes, int blocks, int tiles, int block) {
@@ -245,9 +252,6 @@ cs_squares cs_train_squares(const cs_train_conv *l) {
     return s;
 }
 
-/* Partial sums larger than this take longer to add than two threads gain by sharing images. */
-#define LARGE_GRADIENT (256 * 1024)
-
 int cs_train_conv_init(cs_train_conv *l) {
     const int b = l->block = l->kernels->block;
     l->planes = l->planar ? l->c : cs_blocks(l->c, b);
@@ -287,7 +291,7 @@ int cs_train_conv_init(cs_train_conv *l) {
     l->forward_floats = pack_forms(l, l->forward_way, 0, 1);
     l->backward_floats = l->directs > 1 ? pack_forms(l, l->data_way, 1, l->directs - 1) : 0;
     l->partial_floats = cs_train_squares(l).floats;
-    l->by_filters = l->partial_floats > LARGE_GRADIENT && l->blocks >= 4 && l->weight_way != CS_WAY_DEPTHWISE;
+    l->by_filters = l->partial_floats > 4 * LARGE_WEIGHTS && l->blocks >= 4 && l->weight_way != CS_WAY_DEPTHWISE;
     l->filter_parts = l->weight_way == CS_WAY_DEPTHWISE ? l->blocks : (l->blocks + 1) / 2;
     l->sums_doubles = 2 * (int64_t)l->blocks * b;
 
@@ -303,10 +307,10 @@ int cs_train_conv_init(cs_train_conv *l) {
         if (!cs_is_winograd(ways[i]) || (i == 1 && l->directs == 1))
             continue;
         const int oh = i == 1 ? l->h : l->oh, ow = i == 1 ? l->w : l->ow, m = cs_winograd_m(ways[i]);
-        *counts[i] = slots(l, ways[i], l->images, oh, ow, (l->planes + l->blocks) * b);
+        *counts[i] = slots(l, ways[i], i == 2, oh, ow);
         most = cs_max(most, winograd_floats(ways[i], l->planes, l->blocks, *counts[i], b));
         const int tiles = ((oh + m - 1) / m) * ((ow + m - 1) / m);
-        l->batch = (int)cs_max(l->batch, (28 + tiles - 1) / tiles);
+        l->batch = (int)cs_max(l->batch, (cs_min(*counts[i], 56) + tiles - 1) / tiles);
     }
     l->batch = (int)cs_min(l->batch, l->images);
     l->scratch_floats = (int64_t)2 * wide * b + most;

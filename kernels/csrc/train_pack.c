@@ -1,62 +1,98 @@
-/* Packing the weights for the forward pass and the gradient of the input (train_conv.h): once a step. */
+/* Packing the weights for the forward pass and the gradient of the input (train_conv.h): once a step.
+ *
+ * The unit of work is one tile of output blocks and one plane of channels: the filters of a block are
+ * gathered as [channel][tap][b], and then put in their places or into their Winograd form. Backward, the
+ * layer's channels are the filters. */
 #include "train_parts.h"
 
 #include <string.h>
 
-/* weight of (filter, channel) of a direct convolution and of one of its taps; backward, filters are the
- * layer's channels */
-static float weight_at(const cs_train_conv *l, const float *weights, int backward, int filter, int channel,
-                       int kh, int kw) {
+enum { ROOM = 16 * 9 * 4 };     /* vectors: of 16 channels, filters of 6 x 6 and less */
+
+static float weight_at(const cs_train_conv *l, const float *weights, int backward, int filter, int channel, int tap) {
     const int o = backward ? channel : filter, c = backward ? filter : channel;
-    const int depth = l->c / l->groups, each = l->o / l->groups;
-    if (o / each != c / depth)
+    const int depth = l->c / l->groups, taps = l->kh * l->kw;
+    if (o / (l->o / l->groups) != c / depth)
         return 0.0f;
-    return weights[(((int64_t)o * depth + c % depth) * l->kh + kh) * l->kw + kw];
+    return weights[((int64_t)o * depth + c % depth) * taps + tap];
 }
 
-static void pack_direct(const cs_train_conv *l, const struct cs_train_direct *d, int backward, int planar,
-                        const float *weights, float *packed, int part, int parts) {
-    const int b = l->block, taps_w = planar ? l->kw : d->conv.kw, taps = d->conv.kh * taps_w;
-    for (int t = 0; t < d->conv.tiles; t++) {
-        const cs_conv_tile *tile = &d->conv.tile[t];
-        const int width = tile->blocks * b;
-        for (int i = tile->planes * part / parts; i < tile->planes * (part + 1) / parts; i++) {
-            const int plane = tile->plane + i, c0 = planar ? plane : plane * b;
-            const int channels = planar ? 1 : (int)cs_min(b, d->channels - c0);
-            float *to = packed + tile->weight + (int64_t)i * taps * (planar ? 1 : b) * width;
-            for (int tap = 0; tap < taps; tap++)
-                for (int c = 0; c < channels; c++)
-                    for (int lane = 0; lane < width; lane++) {
-                        const int filter = tile->block * b + lane;
-                        const int kh = d->first_h + tap / taps_w * d->step_h;
-                        const int kw = d->first_w + tap % taps_w * d->step_w;
-                        *to++ = filter < d->filters
-                                    ? weight_at(l, weights, backward, filter, c0 + c, kh, kw) : 0.0f;
-                    }
+/* Filters [first, first + lanes) of channels [c0, c0 + count), all taps. */
+static void gather(const cs_train_conv *l, const float *weights, int backward, int first, int lanes, int c0,
+                   int count, float *filters) {
+    const cs_kernels *k = l->kernels;
+    const int b = l->block, taps = l->kh * l->kw;
+    const int64_t row = (int64_t)l->c * taps;
+    if (!backward) {
+        k->pack(lanes, 0, 1, count * taps, weights + first * row + (int64_t)c0 * taps, row, count * taps, 1,
+                filters, (int64_t)count * taps * b, b);
+    } else if (taps > 1) {
+        k->pack(lanes, 0, count, taps, weights + c0 * row + (int64_t)first * taps, taps, row, 1, filters,
+                (int64_t)taps * b, b);
+    } else {
+        memset(filters, 0, sizeof(float) * count * b);
+        for (int i = 0; i < count; i++)
+            memcpy(filters + i * b, weights + (c0 + i) * row + first, sizeof(float) * lanes);
+    }
+}
+
+/* One unit of a direct convolution: packed[tap][channel][blocks * b]. */
+static void pack_direct(const cs_train_conv *l, const struct cs_train_direct *d, int backward,
+                        const float *weights, int block, int blocks, int c0, int channels, float *packed) {
+    const int b = l->block, width = blocks * b, all = l->kh * l->kw;
+    const int columns = backward ? d->conv.kw : l->kw, taps = d->conv.kh * columns;
+    const int whole = l->groups == 1 && channels * all <= ROOM;
+    float filters[ROOM * 16];
+    for (int i = 0; i < blocks; i++) {
+        const int first = (block + i) * b, lanes = (int)cs_min(b, d->filters - first);
+        if (whole)
+            gather(l, weights, backward, first, lanes, c0, channels, filters);
+        for (int tap = 0; tap < taps; tap++) {
+            const int kh = d->first_h + tap / columns * d->step_h, kw = d->first_w + tap % columns * d->step_w;
+            float *to = packed + (int64_t)tap * channels * width + i * b;
+            for (int c = 0; c < channels; c++, to += width)
+                if (whole)
+                    memcpy(to, filters + ((int64_t)c * all + kh * l->kw + kw) * b, sizeof(float) * b);
+                else
+                    for (int lane = 0; lane < b; lane++)
+                        to[lane] = lane < lanes ? weight_at(l, weights, backward, first + lane, c0 + c,
+                                                            kh * l->kw + kw) : 0.0f;
         }
     }
 }
 
-static void pack_winograd(const cs_train_conv *l, const struct cs_train_direct *d, int way, int backward,
-                          const float *weights, float *packed, int part, int parts) {
-    const int b = l->block, m = cs_winograd_m(way);
-    const int64_t step = cs_coefficient(d, b);
-    float filters[9 * 16];
+/* The same for Winograd's products: [coefficient][channel][blocks * b]. */
+static void pack_winograd(const cs_train_conv *l, const struct cs_train_direct *d, int m, int backward,
+                          const float *weights, int block, int blocks, int c0, int channels, float *packed) {
+    const int b = l->block, width = blocks * b;
+    float filters[ROOM * 16];
+    for (int i = 0; i < blocks; i++) {
+        const int first = (block + i) * b, lanes = (int)cs_min(b, d->filters - first);
+        gather(l, weights, backward, first, lanes, c0, channels, filters);
+        l->kernels->winograd_filter(m, backward, channels, filters, 9 * b, b, packed + i * b, width,
+                                    cs_coefficient(d, b));
+    }
+}
+
+static void pack_units(const cs_train_conv *l, const struct cs_train_direct *d, int way, int backward,
+                       const float *weights, float *packed, int part, int parts) {
+    const int b = l->block, planar = l->planar && !backward;
+    int unit = 0;
     for (int t = 0; t < d->conv.tiles; t++) {
         const cs_conv_tile *tile = &d->conv.tile[t];
-        const int width = tile->blocks * b;
-        for (int c = d->channels * part / parts; c < d->channels * (part + 1) / parts; c++)
-            for (int i = 0; i < tile->blocks; i++) {
-                for (int tap = 0; tap < 9; tap++)
-                    for (int lane = 0; lane < b; lane++) {
-                        const int filter = (tile->block + i) * b + lane;
-                        filters[tap * b + lane] =
-                            filter < d->filters
-                                ? weight_at(l, weights, backward, filter, c, tap / 3, tap % 3) : 0.0f;
-                    }
-                l->kernels->winograd_filter(m, backward, 1, filters, 9 * b, b,
-                                            packed + tile->weight + (int64_t)c * width + i * b, width, step);
+        float *to = packed + tile->weight;
+        for (int p = tile->plane; p < tile->plane + tile->planes; p++) {
+            const int c0 = planar ? p : p * b, channels = planar ? 1 : (int)cs_min(b, d->channels - c0);
+            if (unit++ % parts == part) {
+                if (cs_is_winograd(way))
+                    pack_winograd(l, d, cs_winograd_m(way), backward, weights, tile->block, tile->blocks, c0,
+                                  channels, to);
+                else
+                    pack_direct(l, d, backward, weights, tile->block, tile->blocks, c0, channels, to);
             }
+            const int taps = cs_is_winograd(way) ? 1 : d->conv.kh * (backward ? d->conv.kw : l->kw);
+            to += (int64_t)taps * channels * tile->blocks * b;
+        }
     }
 }
 
@@ -70,21 +106,17 @@ static void pack_depthwise(const cs_train_conv *l, const float *weights, float *
 
 void cs_train_conv_pack(const cs_train_conv *l, const float *weights, float *forward, float *backward,
                         int part, int parts) {
-    if (forward) {
-        if (l->forward_way == CS_WAY_DEPTHWISE)
-            pack_depthwise(l, weights, forward, part, parts);
-        else if (cs_is_winograd(l->forward_way))
-            pack_winograd(l, &l->direct[0], l->forward_way, 0, weights, forward, part, parts);
-        else
-            pack_direct(l, &l->direct[0], 0, l->planar, weights, forward, part, parts);
-    }
-    if (!backward || l->planar)
+    if (forward && l->forward_way == CS_WAY_DEPTHWISE)
+        pack_depthwise(l, weights, forward, part, parts);
+    else if (forward)
+        pack_units(l, &l->direct[0], l->forward_way, 0, weights, forward, part, parts);
+    if (!backward || l->directs == 1)
         return;
     if (l->data_way == CS_WAY_DEPTHWISE)
         pack_depthwise(l, weights, backward, part, parts);
     else if (cs_is_winograd(l->data_way))
-        pack_winograd(l, &l->direct[1], l->data_way, 1, weights, backward, part, parts);
+        pack_units(l, &l->direct[1], l->data_way, 1, weights, backward, part, parts);
     else
         for (int i = 1; i < l->directs; i++)
-            pack_direct(l, &l->direct[i], 1, 0, weights, backward + l->direct[i].weight, part, parts);
+            pack_units(l, &l->direct[i], CS_WAY_DIRECT, 1, weights, backward + l->direct[i].weight, part, parts);
 }

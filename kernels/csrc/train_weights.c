@@ -145,6 +145,11 @@ static void gather(const cs_train_conv *l, const cs_squares *s, const float *fro
                    values + (e - e0) * b);
         return;
     }
+    if (count == 1) {
+        l->kernels->winograd_filter_gradient(cs_winograd_m(l->weight_way), (e1 - e0) / 9,
+                                             from + (int64_t)(e0 / 9) * b, s->tap, values);
+        return;
+    }
     for (int e = e0; e < e1; e += 9) {
         for (int i = 0; i < s->taps; i++)
             add_up(from + i * s->tap + (int64_t)(e / 9) * b, l->partial_floats, count, b, coefficients + i * b);

@@ -25,6 +25,9 @@
 #define CS_CAT2(a, b) a##b
 #define CS_CAT(a, b) CS_CAT2(a, b)
 
+/* Keeps the compiler from computing a pointer's sums anew: dozens of addresses fill the registers. */
+#define CS_OPAQUE(p) __asm__("" : "+r"(p))
+
 /* aligned(4): numpy promises no more, and an unaligned load of aligned data costs nothing */
 typedef float vf __attribute__((vector_size(4 * CS_VL), aligned(4), may_alias));
 typedef int32_t vi __attribute__((vector_size(4 * CS_VL), aligned(4), may_alias));

@@ -59,55 +59,91 @@ CS_INLINE void winograd_gt(const int m, const vf *u, const int step, vf *g, cons
     }
 }
 
-/* One tile of one block; g at its first pixel. */
-CS_INLINE void winograd_gradient_tile(const int m, const float *g, int64_t g_row, float *v,
-                                      int64_t v_coefficient) {
-    const int n = m + 2;
-    vf d[16], t[24];
+/* One tile of one block, of which the first `columns` lie in the image; two rows at a time, as in
+ * winograd_input_tile4. */
+CS_INLINE void winograd_gradient_tile4(const int columns, const float *const *line, float *v, int64_t step) {
+    const float *g = line[0], *g1 = line[1], *g2 = line[2], *g3 = line[3];
+    vf a[4] = {{0}}, b[4] = {{0}}, row[6];
+    float *v5 = v + 30 * step;
 CS_UNROLL(4)
-    for (int i = 0; i < m; i++)
+    for (int j = 0; j < columns; j++) {
+        a[j] = v_load(g + j * CS_VL);
+        b[j] = v_load(g3 + j * CS_VL);
+    }
+    winograd_a4(a, 1, row, 1);
+    v = winograd_store6(row, v, step);
+    winograd_a4(b, 1, row, 1);
+    winograd_store6(row, v5, step);
 CS_UNROLL(4)
-        for (int j = 0; j < m; j++)
-            d[i * m + j] = v_load(g + i * g_row + j * CS_VL);
+    for (int j = 0; j < columns; j++) {
+        const int d = j * CS_VL;
+        const vf even = v_load(g + d) + v_set(0.5f) * v_load(g2 + d);
+        const vf odd = v_set(CS_SQRT2 / 2) * v_load(g1 + d) + v_set(CS_SQRT2 / 4) * v_load(g3 + d);
+        a[j] = even + odd;
+        b[j] = even - odd;
+    }
+    winograd_a4(a, 1, row, 1);
+    v = winograd_store6(row, v, step);
+    winograd_a4(b, 1, row, 1);
+    v = winograd_store6(row, v, step);
 CS_UNROLL(4)
-    for (int j = 0; j < m; j++)
-        if (m == 4)
-            winograd_a4(d + j, m, t + j, m);
-        else
-            winograd_a2(d + j, m, t + j, m);
-CS_UNROLL(6)
-    for (int i = 0; i < n; i++) {
-        vf row[6];
-        if (m == 4)
-            winograd_a4(t + i * m, 1, row, 1);
-        else
-            winograd_a2(t + i * m, 1, row, 1);
-CS_UNROLL(6)
-        for (int j = 0; j < n; j++)
-            v_store(v + (i * n + j) * v_coefficient, row[j]);
+    for (int j = 0; j < columns; j++) {
+        const int d = j * CS_VL;
+        const vf even = v_load(g + d) + v_set(2.0f) * v_load(g2 + d);
+        const vf odd = v_set(CS_SQRT2) * v_load(g1 + d) + v_set(2 * CS_SQRT2) * v_load(g3 + d);
+        a[j] = even + odd;
+        b[j] = even - odd;
+    }
+    winograd_a4(a, 1, row, 1);
+    v = winograd_store6(row, v, step);
+    winograd_a4(b, 1, row, 1);
+    winograd_store6(row, v, step);
+}
+
+CS_INLINE void winograd_gradient_tile2(const int columns, const float *const *line, float *v, int64_t step) {
+    vf t[8] = {{0}};
+CS_UNROLL(2)
+    for (int j = 0; j < columns; j++) {
+        const vf d[2] = {v_load(line[0] + j * CS_VL), v_load(line[1] + j * CS_VL)};
+        winograd_a2(d, 1, t + j, 2);
+    }
+CS_UNROLL(4)
+    for (int i = 0; i < 4; i++) {
+        vf row[4];
+        winograd_a2(t + i * 2, 1, row, 1);
+CS_UNROLL(4)
+        for (int j = 0; j < 4; j++)
+            v_store(v + (i * 4 + j) * step, row[j]);
     }
 }
 
+#define CS_WINOGRAD_GRADIENT(m, columns)                                                           \
+    static __attribute__((noinline)) void winograd_gradient_##m##_##columns(                       \
+        const float *const *line, float *v, int64_t step) {                                        \
+        winograd_gradient_tile##m(columns, line, v, step);                                         \
+    }
+CS_WINOGRAD_GRADIENT(2, 1) CS_WINOGRAD_GRADIENT(2, 2) CS_WINOGRAD_GRADIENT(4, 1)
+CS_WINOGRAD_GRADIENT(4, 2) CS_WINOGRAD_GRADIENT(4, 3) CS_WINOGRAD_GRADIENT(4, 4)
+
 static void winograd_gradient(const cs_winograd *p, int blocks, int first, int count, const float *g,
                               float *v, int slot, int slots) {
+    static winograd_tile_fn *const tiles2[2] = {winograd_gradient_2_1, winograd_gradient_2_2};
+    static winograd_tile_fn *const tiles4[4] = {winograd_gradient_4_1, winograd_gradient_4_2,
+                                                winograd_gradient_4_3, winograd_gradient_4_4};
     const int64_t coefficient = cs_winograd_step(blocks, slots, CS_VL);
-    float tile[16 * CS_VL];
-    for (int b = 0; b < blocks; b++)
-        for (int i = 0; i < count; i++) {
-            int h, w;
-            winograd_place(p, first + i, &h, &w);
-            const float *start = g + b * p->y_block + h * p->y_row + (int64_t)w * CS_VL;
-            float *out = v + ((int64_t)b * slots + slot + i) * CS_VL;
-            int64_t row = p->y_row;
-            if (h + p->m > p->oh || w + p->m > p->ow) {
-                start = winograd_edge(p->m, start, row, 0, p->oh - h, 0, p->ow - w, tile);
-                row = p->m * CS_VL;
-            }
-            if (p->m == 4)
-                winograd_gradient_tile(4, start, row, out, coefficient);
-            else
-                winograd_gradient_tile(2, start, row, out, coefficient);
+    for (int i = 0; i < count; i++) {
+        int h, w;
+        winograd_place(p, first + i, &h, &w);
+        const int columns = p->ow - w < p->m ? p->ow - w : p->m;
+        const winograd_part part = {0, p->oh - h, 0, columns};
+        winograd_tile_fn *run = (p->m == 4 ? tiles4 : tiles2)[columns - 1];
+        const float *start = g + h * p->y_row + (int64_t)w * CS_VL, *line[4];
+        float *out = v + (int64_t)(slot + i) * CS_VL;
+        for (int b = 0; b < blocks; b++, start += p->y_block, out += (int64_t)slots * CS_VL) {
+            winograd_lines(4, start, p->y_row, part, line);
+            run(line, out, coefficient);
         }
+    }
 }
 
 CS_INLINE void winograd_filter_vectors(const int m, int turn, int count, const float *g, int64_t g_step,
@@ -149,8 +185,11 @@ CS_UNROLL(6)
         for (int i = 0; i < n; i++) {
             vf row[6];
 CS_UNROLL(6)
-            for (int j = 0; j < n; j++)
+            for (int j = 0; j < n; j++) {
                 row[j] = v_load(u + (i * n + j) * u_coefficient);
+                /* more streams than a processor follows by itself */
+                __builtin_prefetch(u + (i * n + j) * u_coefficient + CS_VL * CS_VL);
+            }
             winograd_gt(m, row, 1, t + i * 3, 1);
         }
 CS_UNROLL(3)
