@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import click
 
 from convserve import datasets, model_file
+from convserve._npz import atomic_file
 from convserve.cli._common import printable, threads_option
 from convserve.cli._run_file import config_option, effective, recipe_option, to_toml
 from convserve.cli._stopping import StopSignals
@@ -285,9 +285,8 @@ def _write(path: Path, text: str) -> None:
     try:
         if path.exists() and path.read_text(encoding="utf-8") == text:
             return
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
+        with atomic_file(path) as file:
+            file.write(text.encode())
     except (OSError, ValueError) as error:
         raise ModelFileError(f"{path}: can't be written: {error}") from error
 

@@ -113,6 +113,11 @@ class _Fused:
         self._settings = settings
         self.__dict__.pop("_arena", None)
         self._factors = np.array([setting.lr for setting in settings.values()], np.float64)
+        self._resting = [  # early, on schedules of their own
+            (i, setting.schedule)
+            for i, setting in enumerate(settings.values())
+            if setting.schedule is not None
+        ]
         decays = [setting.weight_decay for setting in settings.values()]
         self._decays = np.array(decays, np.float32)
 
@@ -126,11 +131,10 @@ class _Fused:
 
     def _rates(self, lr: float) -> Array:
         """The learning rate of each parameter of the fused pass, float32."""
-        rates = np.full(len(self._settings), lr)
-        for i, setting in enumerate(self._settings.values()):
-            if setting.schedule is not None:
-                rates[i] = setting.schedule(self.steps)
-        return (rates * self._factors).astype(np.float32)
+        rates = lr * self._factors
+        for i, schedule in self._resting:
+            rates[i] = schedule(self.steps) * self._factors[i]
+        return rates.astype(np.float32)
 
     def _scale(self, grads: Mapping[str, Array]) -> float:
         if self.clip is None:
@@ -290,9 +294,8 @@ class Muon(SGD):
 
     def _rates(self, lr: float) -> Array:
         rates = super()._rates(lr)
-        for i, setting in enumerate(self._settings.values()):
-            if setting.schedule is not None:  # the others have it in `lr`
-                rates[i] *= np.float32(self.sgd_lr)
+        for i, _ in self._resting:  # the others have it in `lr`
+            rates[i] *= np.float32(self.sgd_lr)
         return rates
 
     def _squared_norm(self, grads: Mapping[str, Array]) -> float:

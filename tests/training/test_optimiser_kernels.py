@@ -134,7 +134,7 @@ def test_bits_do_not_depend_on_the_threads():
     for threads in (1, 2):
         kernels.set_num_threads(threads)
         rng = np.random.default_rng(0)
-        params = [rng.standard_normal(n, np.float32) for n in (100_000, 77_777, 3)]
+        params = [rng.standard_normal(n, np.float32) for n in (1_000_000, 77_777, 3)]
         arena = Arena(params, 2)
         arena.bind(tuple(rng.standard_normal(p.size, np.float32) for p in params))
         lr, decay = np.full(3, 0.01, np.float32), np.full(3, 0.1, np.float32)
