@@ -70,7 +70,8 @@ class Tracing:
             attributes=_attributes(record),
             start_time=record.time,
         )
-        record.trace_id = f"{span.get_span_context().trace_id:032x}"
+        identity = span.get_span_context()
+        record.trace_id = f"{identity.trace_id:032x}" if identity.is_valid else ""
         if not span.is_recording():
             return
         if record.code in _FAULTS:

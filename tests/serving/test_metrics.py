@@ -77,7 +77,12 @@ def test_the_page_is_well_formed(server):
 
 @pytest.mark.parametrize(
     "name",
-    ["deploy/grafana/convserve.json", "deploy/kubernetes/autoscaling.yaml", "docs/operations.md"],
+    [
+        "deploy/grafana/convserve.json",
+        "deploy/kubernetes/autoscaling.yaml",
+        "deploy/prometheus/alerts.yaml",
+        "docs/operations.md",
+    ],
 )
 def test_what_is_watched_is_on_the_page(server, name):
     text = (Path(__file__).parents[2] / name).read_text("utf-8")
