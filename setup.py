@@ -111,6 +111,7 @@ extensions = [
     ),
     extension("_activation"),
     extension("_affine"),
+    extension("_augment"),
     extension("_conv"),
     extension("_optimiser"),
     extension("_packed"),

@@ -6,6 +6,7 @@ import re
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -17,7 +18,7 @@ from convserve.training import EpochRecord, Progress
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
 
-__all__ = ["TrainingProgress", "describe", "image_size_option"]
+__all__ = ["TrainingProgress", "cache_choice", "describe", "folder_options", "image_size_option"]
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
@@ -25,6 +26,36 @@ Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 def image_size_option(help: str) -> Callable[[Decorated], Decorated]:
     """`--image-size N` or `HxW`, as the parameter `image_size`: (height, width) or None."""
     return click.option("--image-size", metavar="SIZE", callback=_image_size, help=help)
+
+
+def folder_options(command: Decorated) -> Decorated:
+    """`--cache`, `--no-cache` and `--skip-bad-files`, as `cache`, `no_cache`, `skip_bad_files`."""
+    options = [
+        click.option(
+            "--cache",
+            type=click.Path(path_type=Path, file_okay=False),
+            metavar="DIR",
+            help="Where a folder's decoded images are kept, for this run (which reads them from "
+            "there and not from memory) and the next.  [default: the user's cache folder, if they "
+            "take more than 64 MiB]",
+        ),
+        click.option("--no-cache", is_flag=True, help="Keep a folder's decoded images in memory."),
+        click.option(
+            "--skip-bad-files",
+            is_flag=True,
+            help="Leave out a folder's images that can't be read.  [default: they are an error]",
+        ),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def cache_choice(cache: Path | None, no_cache: bool) -> Path | bool | None:
+    """The argument `cache` of `datasets.load`."""
+    if no_cache and cache is not None:
+        raise click.UsageError("--cache and --no-cache exclude each other")
+    return False if no_cache else cache
 
 
 def _image_size(

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from convserve.cli._training import image_size_option
+from convserve.cli._augmentation import augmentation_options
+from convserve.cli._training import folder_options, image_size_option
 from convserve.errors import TrainingError
 from convserve.graph import architectures
 from convserve.preprocessing import INTERPOLATIONS, MAX_SIDE
@@ -192,7 +193,7 @@ setting_options = _stack(
         "lookahead", "Draw the weights to slow ones every N steps (0: off).", type=click.IntRange(0)
     ),
     _setting("lookahead_decay", type=SHARE),
-    _setting("label_smoothing", type=SHARE),
+    augmentation_options,
     _setting(
         "class_weights",
         "Weights of the classes in the loss: balanced, or one number a class.",
@@ -203,15 +204,6 @@ setting_options = _stack(
         "patience",
         "Stop after so many epochs without a better validation accuracy (0: never).",
         type=click.IntRange(0),
-    ),
-    _setting(
-        "shift", "Augmentation: move images by up to so many pixels.", type=click.IntRange(min=0)
-    ),
-    _setting(
-        "flip",
-        "Augmentation: mirror half of the images.",
-        flags=["--flip/--no-flip"],
-        show=False,
     ),
     _setting("seed", type=click.IntRange(min=0)),
 )
@@ -265,6 +257,7 @@ data_options = _stack(
     click.option(
         "--exif/--no-exif", default=None, help="Turn a folder's photos upright.  [default: exif]"
     ),
+    folder_options,
     click.option(
         "--seeds",
         type=click.IntRange(min=1),

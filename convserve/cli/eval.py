@@ -14,10 +14,12 @@ from numpy.typing import NDArray
 import convserve
 from convserve import datasets
 from convserve.cli._common import model_argument, printable, threads_option
-from convserve.cli._training import image_size_option
+from convserve.cli._training import cache_choice, folder_options, image_size_option
 from convserve.datasets import Dataset, Split
 from convserve.engine.model import Model
 from convserve.errors import DatasetError
+from convserve.graph import layers
+from convserve.training.tta import TTA, predict_views
 
 VALIDATION = 0.1
 
@@ -48,6 +50,15 @@ VALIDATION = 0.1
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, help="Of the same.  [default: 0]")
 @image_size_option("N or HxW, of a folder's images.  [default: the model's own]")
+@folder_options
+@click.option(
+    "--tta",
+    type=click.Choice(TTA),
+    default="none",
+    show_default=True,
+    help="Test-time augmentation: average over mirrored and moved views of each image; shift alone "
+    "for digits and letters.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead.")
 @threads_option
 def command(
@@ -58,6 +69,10 @@ def command(
     validation: float | None,
     seed: int,
     image_size: tuple[int, int] | None,
+    cache: Path | None,
+    no_cache: bool,
+    skip_bad_files: bool,
+    tta: str,
     as_json: bool,
     threads: int | None,
 ) -> None:
@@ -69,7 +84,7 @@ def command(
 
     \b
     Keys of --json:
-      model, data, split, images, correct, accuracy (0 to 1),
+      model, data, split, tta, images, correct, accuracy (0 to 1),
       classes [{label, images, correct, accuracy}]
     """
     loaded = convserve.load(model, threads=threads)
@@ -79,16 +94,22 @@ def command(
         image_size = (loaded.input_shape[1], loaded.input_shape[2])
     recipe = _recipe(loaded) if spec is not None and spec.startswith("folder:") else None
     data = datasets.load(
-        spec, validation=validation, seed=seed, image_size=image_size, recipe=recipe
+        spec,
+        validation=validation,
+        seed=seed,
+        image_size=image_size,
+        recipe=recipe,
+        cache=cache_choice(cache, no_cache),
+        skip_bad_files=skip_bad_files,
     )
     images: Split | None = getattr(data, split)
     if images is None:
         raise DatasetError(f"{data.name} has no {split} images; choose another --split")
     _check_fit(loaded, data)
-    predicted = _predict(loaded, images, batch_size)
+    predicted = _predict(loaded, images, batch_size, tta)
     report = _report(data.labels, images.y, predicted)
     if as_json:
-        head = {"model": str(model), "data": data.name, "split": split}
+        head = {"model": str(model), "data": data.name, "split": split, "tta": tta}
         click.echo(json.dumps({**head, **report}, indent=2))
         return
     _print_table(report, f"{model.name} on the {split} images of {data.name}")
@@ -129,11 +150,19 @@ def _check_fit(model: Model, data: Dataset) -> None:
         )
 
 
-def _predict(model: Model, images: Split, batch_size: int) -> NDArray[np.int64]:
+def _predict(model: Model, images: Split, batch_size: int, tta: str) -> NDArray[np.int64]:
     predicted = np.empty(len(images), np.int64)
-    for start in range(0, len(images), batch_size):
-        scores = model.predict(images.x[start : start + batch_size])
+    (output,) = model.graph.outputs.values()
+    probabilities = isinstance(model.graph.node(output).op, layers.Softmax)
+
+    def predict(x: NDArray[np.uint8]) -> NDArray[np.float32]:
+        scores = model.predict(x)
         assert isinstance(scores, np.ndarray)  # one output
+        return scores
+
+    for start in range(0, len(images), batch_size):
+        x = images.x[start : start + batch_size]
+        scores = predict_views(predict, x, tta, probabilities)
         predicted[start : start + batch_size] = scores.argmax(axis=1)
     return predicted
 

@@ -15,7 +15,7 @@ from convserve._npz import atomic_file
 from convserve.cli._common import printable, threads_option
 from convserve.cli._run_file import config_option, effective, recipe_option, to_toml
 from convserve.cli._stopping import StopSignals
-from convserve.cli._training import TrainingProgress, describe
+from convserve.cli._training import TrainingProgress, cache_choice, describe
 from convserve.cli._training_options import data_options, setting_options
 from convserve.datasets import Dataset
 from convserve.datasets.base import as_text
@@ -186,6 +186,8 @@ def _load(job: _Job, init: ModelFile | None) -> Dataset:
         seed=job.config.seed,
         image_size=image_size,
         recipe=recipe,
+        cache=cache_choice(options["cache"], options["no_cache"]),
+        skip_bad_files=options["skip_bad_files"],
     )
     for line in describe(data):
         click.echo(printable(line))

@@ -8,16 +8,18 @@
         │
     Dataset               uint8 splits, labels, preprocessing
 
-Everything is in memory as uint8 [N, C, H, W]; what the network sees is made from it batch by batch.
+Images are uint8 [N, C, H, W], in memory or in a memory-mapped file of the cache (a folder may be
+larger than memory); what the network sees is made from them batch by batch.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from convserve.datasets.base import Dataset, Split, as_text
+from convserve.datasets.base import Dataset, Selection, Split, as_text
 from convserve.datasets.cifar10 import load_cifar10
 from convserve.datasets.folder import load_folder
 from convserve.datasets.idx import load_mnist
@@ -25,7 +27,7 @@ from convserve.datasets.npz import load_npz
 from convserve.datasets.sample import load_sample
 from convserve.errors import DatasetError
 
-__all__ = ["Dataset", "Split", "load"]
+__all__ = ["Dataset", "Selection", "Split", "load"]
 
 _READERS = {"cifar10": load_cifar10, "folder": load_folder, "mnist": load_mnist, "npz": load_npz}
 
@@ -37,17 +39,27 @@ def load(
     seed: int = 0,
     image_size: tuple[int, int] | None = None,
     recipe: Mapping[str, Any] | None = None,
+    cache: str | os.PathLike[str] | bool | None = None,
+    skip_bad_files: bool = False,
 ) -> Dataset:
     """The data set that `spec` names: None, mnist:DIR, cifar10:DIR, folder:DIR or npz:FILE.
 
     validation: the share of every class's training images to hold out (None: none), chosen by
     `seed`. image_size: (height, width) to which a folder's images are resized; other sources have
     a size of their own. recipe: how they are, as `resize`, `interpolation` and `exif` of
-    `Preprocessing`; the trained model keeps it. Raises DatasetError for every fault, and before
-    any training begins.
+    `Preprocessing`; the trained model keeps it. cache: where a folder's decoded images are kept in
+    a memory-mapped file (True: in the user's cache folder, False: nowhere, None: there if they take
+    more than 64 MiB). skip_bad_files: leave out files of a folder that can't be read. Raises
+    DatasetError for every fault, and before any training begins.
     """
-    if (image_size is not None or recipe) and (spec is None or not spec.startswith("folder:")):
-        what = "image size" if image_size is not None else "how images are resized"
+    said = {
+        "image size": image_size is not None,
+        "how images are resized": bool(recipe),
+        "a cache": cache not in (None, False),
+        "skipping bad files": skip_bad_files,
+    }
+    if any(said.values()) and (spec is None or not spec.startswith("folder:")):
+        what = next(what for what, is_said in said.items() if is_said)
         raise DatasetError(f"{what} can only be set for folder:DIR; other data have their own")
     if spec is None:
         return load_sample(validation=validation, seed=seed)
@@ -61,6 +73,13 @@ def load(
     name = f"{kind}:{as_text(path.resolve().name)}"
     if kind == "folder":
         return load_folder(
-            path, name, validation=validation, seed=seed, image_size=image_size, recipe=recipe
+            path,
+            name,
+            validation=validation,
+            seed=seed,
+            image_size=image_size,
+            recipe=recipe,
+            cache=cache,
+            skip_bad_files=skip_bad_files,
         )
     return _READERS[kind](path, name, validation=validation, seed=seed)

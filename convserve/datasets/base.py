@@ -6,9 +6,10 @@ reader → build(train, test, …) → hold-out, if asked for → mean and std o
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import zlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +17,16 @@ from numpy.typing import NDArray
 from convserve.errors import DatasetError
 from convserve.model_file import Preprocessing
 
-__all__ = ["Dataset", "Split", "as_text", "build", "channel_statistics", "stratified_split"]
+__all__ = [
+    "Dataset",
+    "Images",
+    "Selection",
+    "Split",
+    "as_text",
+    "build",
+    "channel_statistics",
+    "stratified_split",
+]
 
 Pixels = NDArray[np.uint8]
 Labels = NDArray[np.int64]
@@ -26,10 +36,49 @@ STATISTICS_CHUNK = 512
 
 
 @dataclass(frozen=True, eq=False)
-class Split:
-    """One part of a data set: `x` uint8 [N, C, H, W] of raw 0–255 pixels, `y` int64 [N]."""
+class Selection:
+    """Some images of a file that may be larger than memory; copied only as they are asked for.
 
-    x: Pixels
+    base: uint8 [M, C, H, W]; rows: int64 [N], which of them. Slices and index arrays give arrays.
+    """
+
+    base: Pixels
+    rows: NDArray[np.int64]
+
+    ndim = 4
+
+    @property
+    def dtype(self) -> np.dtype[np.uint8]:
+        return self.base.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (len(self.rows), *self.base.shape[1:])
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __iter__(self) -> Iterator[Pixels]:
+        return (self.base[row] for row in self.rows)
+
+    def __getitem__(self, key: int | slice | NDArray[Any]) -> Pixels:
+        return np.asarray(self.base[self.rows[key]])
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Pixels:
+        return self[:] if dtype is None else self[:].astype(dtype)
+
+
+Images: TypeAlias = Pixels | Selection
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """One part of a data set: `x` uint8 [N, C, H, W] of raw 0–255 pixels, `y` int64 [N].
+
+    x may be a memory-mapped file, or a `Selection` of one: take what is needed by slices and rows.
+    """
+
+    x: Images
     y: Labels
 
     def __post_init__(self) -> None:
@@ -45,8 +94,20 @@ class Split:
         return len(self.x)
 
     def take(self, rows: NDArray[np.int64]) -> Split:
-        """The images at `rows`, copied."""
+        """The images at `rows`: copied, but for those of a memory-mapped file."""
+        if isinstance(self.x, Selection):
+            return Split(Selection(self.x.base, self.x.rows[rows]), self.y[rows])
+        if isinstance(self.x, np.memmap):
+            return Split(Selection(self.x, rows), self.y[rows])
         return Split(self.x[rows], self.y[rows])
+
+    def crc32(self) -> int:
+        """Of all pixels, then all labels; a chunk at a time."""
+        crc = 0
+        for start in range(0, len(self), STATISTICS_CHUNK):
+            part = np.ascontiguousarray(self.x[start : start + STATISTICS_CHUNK])
+            crc = zlib.crc32(part.data, crc)
+        return zlib.crc32(np.ascontiguousarray(self.y).data, crc)
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,7 +225,7 @@ def stratified_split(
     return np.flatnonzero(~held), np.flatnonzero(held)
 
 
-def channel_statistics(x: Pixels) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def channel_statistics(x: Images) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of each channel on the 0–1 scale, exact (from histograms).
 
     A channel of one constant value gets a standard deviation of 1, as there is nothing to scale.
@@ -174,7 +235,7 @@ def channel_statistics(x: Pixels) -> tuple[tuple[float, ...], tuple[float, ...]]
     for channel in range(x.shape[1]):
         histogram = np.zeros(256, np.int64)
         for start in range(0, len(x), STATISTICS_CHUNK):
-            part = x[start : start + STATISTICS_CHUNK, channel]
+            part = x[start : start + STATISTICS_CHUNK][:, channel]
             histogram += np.bincount(part.ravel(), minlength=256)
         share = histogram / histogram.sum()
         mean = float(share @ levels)

@@ -3,15 +3,14 @@
     DIR/train/<class>/*  and  DIR/test/<class>/*        the source has its own test set
     DIR/<class>/*                                       all images are training images
 
-Classes are the folders' names, sorted. Images are decoded by a pool of threads straight into one
-array; whatever can't be read is found, and listed, before training begins.
+Classes are the folders' names, sorted. Images are decoded once, into an array or a memory-mapped
+file of the cache; whatever can't be read is found, and listed, before training begins.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,16 +18,16 @@ from typing import Any
 import numpy as np
 
 from convserve.datasets.base import Dataset, Labels, Pixels, Split, as_text, build
-from convserve.errors import DatasetError, ImageError
-from convserve.images import EXTENSIONS, to_pixels
-from convserve.kernels._cores import usable_cores
+from convserve.datasets.cache import CacheFile, default_cache
+from convserve.datasets.decode import LISTED, Outcome, check_faults, decode
+from convserve.errors import DatasetError
+from convserve.images import EXTENSIONS
 from convserve.model_file import Preprocessing
 
 __all__ = ["load_folder"]
 
-FILES_PER_TASK = 64  # enough that handing a task to a thread costs nothing beside it
-LISTED = 10  # unreadable files that a message names
-MEMORY_SHARE = 0.6  # of the machine's memory that the decoded images may take
+MEMORY_SHARE = 0.6  # of the machine's memory that decoded images may take without a cache
+CACHE_FROM = 64 << 20  # bytes of decoded images from which they are kept in the user's cache
 SUFFIXES = tuple(sorted(EXTENSIONS))
 SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap height and width
 
@@ -51,14 +50,19 @@ def load_folder(
     seed: int,
     image_size: tuple[int, int] | None = None,
     recipe: Mapping[str, Any] | None = None,
+    cache: str | os.PathLike[str] | bool | None = None,
+    skip_bad_files: bool = False,
 ) -> Dataset:
     """The images of a folder, all resized to `image_size` (height, width), or the first one's size.
 
     recipe: `resize`, `interpolation` and `exif` as `Preprocessing` has them; the model keeps them.
+    cache: the folder of a file with the decoded images, which the next run finds again; True for
+    the user's own cache folder, False to keep them in memory, None for the cache folder if they
+    take more than 64 MiB. skip_bad_files: leave out what can't be read.
 
     The data set is grey if every pixel of every image is, else RGB. Raises DatasetError for a
     missing folder, an empty class, classes that differ between train and test, files that can't
-    be read (it lists them), or images that would not fit in memory.
+    be read (it lists them), images that would not fit in memory, or a cache that can't be written.
     """
     if not folder.is_dir():
         raise DatasetError(f"{folder}: no such folder")
@@ -76,16 +80,27 @@ def load_folder(
     paths = [path for part in parts for path in part.paths]
     height, width = image_size or _first_size(paths)
     wanted = Preprocessing(height, width, "rgb", (0.0,) * 3, (1.0,) * 3, **(recipe or {}))
-    pixels = _decode(paths, wanted)
-    if _is_grey(pixels):
-        pixels = np.ascontiguousarray(pixels[:, :1])
-    count = len(parts[0].paths)
-    train = Split(pixels[:count], parts[0].y)
-    test = Split(pixels[count:], parts[1].y) if two_levels else None
+    if cache is None:
+        cache = _bytes(paths, wanted) > CACHE_FROM
+    if cache is False:
+        pixels, outcome = _in_memory(paths, wanted, skip_bad_files)
+    else:
+        place = default_cache() if cache is True else Path(cache).expanduser()
+        pixels, outcome = CacheFile(place, folder, paths, wanted, skip_bad_files).load()
+    skipped = check_faults(outcome, len(paths), skip_bad_files)
+    bad, count = np.array(list(outcome.faults), np.int64), len(parts[0].paths)
+    y = np.delete(np.concatenate([part.y for part in parts]), bad)
+    count -= int((bad < count).sum())
+    train = Split(pixels[:count], y[:count])
+    test = Split(pixels[count:], y[count:]) if two_levels else None
     origin = (
         "as asked for" if image_size else "the size of the first; set an image size for another"
     )
     notes = [f"every image is brought to {height}×{width} pixels ({origin})"]
+    if isinstance(pixels, np.memmap):
+        notes.append(f"decoded images: {pixels.filename} ({pixels.nbytes / 1e6:,.1f} MB)")
+    if skipped:
+        notes.append(skipped)
     if ignored := sum(part.ignored for part in parts):
         notes.append(f"files left out, as their names have no image's suffix: {ignored}")
     return build(
@@ -135,40 +150,25 @@ def _first_size(paths: Sequence[str]) -> tuple[int, int]:
     raise DatasetError(f"{paths[0]}: can't be read as an image, nor can any other image file")
 
 
-def _decode(paths: Sequence[str], wanted: Preprocessing) -> Pixels:
-    """uint8 [N, 3, height, width] of the files, in their order."""
-    height, width = wanted.height, wanted.width
-    size = len(paths) * 3 * height * width
+def _bytes(paths: Sequence[str], wanted: Preprocessing) -> int:
+    """What the images take, decoded as RGB."""
+    return len(paths) * 3 * wanted.height * wanted.width
+
+
+def _in_memory(
+    paths: Sequence[str], wanted: Preprocessing, skip_bad_files: bool
+) -> tuple[Pixels, Outcome]:
+    """The images that can be read, uint8 [N, C, H, W], C 1 if all are grey; and the others."""
+    size = _bytes(paths, wanted)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if size > MEMORY_SHARE * memory:
         raise DatasetError(
-            f"{len(paths)} images of {height}×{width} pixels need {size / 1e9:.1f} GB of "
-            f"{memory / 1e9:.1f} GB memory: choose a smaller image size"
+            f"{len(paths)} images of {wanted.height}×{wanted.width} pixels need {size / 1e9:.1f} "
+            f"GB of {memory / 1e9:.1f} GB memory: choose a smaller image size, or --cache DIR"
         )
-    pixels = np.empty((len(paths), 3, height, width), np.uint8)
-
-    def decode(start: int) -> list[str]:
-        faults = []
-        for i in range(start, min(start + FILES_PER_TASK, len(paths))):
-            try:
-                pixels[i] = to_pixels(paths[i], wanted)
-            except ImageError as error:
-                faults.append(str(error))
-        return faults
-
-    with ThreadPoolExecutor(usable_cores(), thread_name_prefix="decode") as pool:
-        results = list(pool.map(decode, range(0, len(paths), FILES_PER_TASK)))
-    if faults := [fault for part in results for fault in part]:
-        more = f"; and {len(faults) - LISTED} more" if len(faults) > LISTED else ""
-        raise DatasetError(
-            f"{len(faults)} of {len(paths)} images can't be read: "
-            f"{'; '.join(faults[:LISTED])}{more}"
-        )
-    return pixels
-
-
-def _is_grey(pixels: Pixels) -> bool:
-    """Whether all three channels are equal everywhere; stops at the first image that has colour."""
-    return all(
-        bool((image[0] == image[1]).all() and (image[1] == image[2]).all()) for image in pixels
-    )
+    pixels = np.empty((len(paths), 3, wanted.height, wanted.width), np.uint8)
+    outcome = decode(paths, wanted, pixels)
+    check_faults(outcome, len(paths), skip_bad_files)
+    if outcome.faults:
+        pixels = np.delete(pixels, list(outcome.faults), axis=0)
+    return np.ascontiguousarray(pixels[:, :1]) if outcome.grey else pixels, outcome

@@ -3,7 +3,8 @@
     train ─▶ loop         epochs, validation, export, provenance
                ├── TrainStep (step)        forward, backward, update of one batch
                │     └── LayerwiseStep     on the public kernels: rules, loss, optimisers
-               ├── schedules, augment
+               ├── Batches (batches)       shuffled, augmented by `augment`, made ahead
+               ├── schedules
                ├── checkpoint              resumes bit for bit
                └── evaluation              with the plan that serves
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from math import isfinite
 from typing import Any
 
 from convserve.errors import TrainingError
+from convserve.training.augment.config import AugmentConfig
+from convserve.training.checks import check_choice, check_integer, check_number
 from convserve.training.groups import Group
 
 __all__ = ["INITIALISATIONS", "OPTIMISERS", "SCHEDULES", "TrainConfig"]
@@ -19,7 +20,7 @@ INITIALISATIONS = ("dirac", "he")
 
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(AugmentConfig):
     """The settings that decide what a run computes; equal settings give equal bits.
 
     batch_size: images a step; the last step of an epoch takes what is left, or is left out
@@ -44,10 +45,10 @@ class TrainConfig:
     exported (0: none). lookahead: every so many steps the weights are drawn to a slow copy, by
     lookahead_decay to the power of lookahead times the cube of the share of the run (0: never).
 
-    label_smoothing: the share of a target that is spread over all classes. class_weights: of each
-    class's images in the loss, "balanced" for the inverse of their number, None for equal.
+    class_weights: of each class's images in the loss, "balanced" for the inverse of their number,
+    None for equal.
     patience: epochs without a better validation accuracy after which to stop (0: never).
-    shift: augmentation, largest shift in pixels each way; flip: mirror half of the images.
+    And the fields of `AugmentConfig`: what is done to the images and their targets, and the seed.
 
     Raises TrainingError for a value out of range, TypeError for one of a wrong type.
     """
@@ -74,34 +75,29 @@ class TrainConfig:
     ema: float = 0.0
     lookahead: int = 0
     lookahead_decay: float = 0.95
-    label_smoothing: float = 0.0
     class_weights: str | tuple[float, ...] | None = None
     patience: int = 0
-    shift: int = 2
-    flip: bool = False
-    seed: int = 0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name, least in (("epochs", 1), ("batch_size", 1), ("lookahead", 0), ("patience", 0)):
-            _integer(name, getattr(self, name), least)
-        for name in ("shift", "seed"):
-            _integer(name, getattr(self, name), 0)
-        for name in ("drop_last", "whiten", "nesterov", "decoupled_decay", "flip"):
+            check_integer(name, getattr(self, name), least)
+        for name in ("drop_last", "whiten", "nesterov", "decoupled_decay"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name} must be True or False, not {getattr(self, name)!r}")
-        _choice("initialisation", self.initialisation, INITIALISATIONS)
-        _choice("optimiser", self.optimiser, tuple(OPTIMISERS))
-        _choice("schedule", self.schedule, SCHEDULES)
+        check_choice("initialisation", self.initialisation, INITIALISATIONS)
+        check_choice("optimiser", self.optimiser, tuple(OPTIMISERS))
+        check_choice("schedule", self.schedule, SCHEDULES)
         if self.lr is None:
             object.__setattr__(self, "lr", OPTIMISERS[self.optimiser])
         for name in ("lr", "sgd_lr"):
-            _number(name, getattr(self, name), 0.0, float("inf"), open_low=True)
-        for name in ("momentum", "muon_momentum", "ema", "lookahead_decay", "label_smoothing"):
-            _number(name, getattr(self, name), 0.0, 1.0)
+            check_number(name, getattr(self, name), 0.0, float("inf"), open_low=True)
+        for name in ("momentum", "muon_momentum", "ema", "lookahead_decay"):
+            check_number(name, getattr(self, name), 0.0, 1.0)
         for name in ("weight_decay", "warmup"):
-            _number(name, getattr(self, name), 0.0, float("inf"))
+            check_number(name, getattr(self, name), 0.0, float("inf"))
         if self.clip is not None:
-            _number("clip", self.clip, 0.0, float("inf"), open_low=True)
+            check_number("clip", self.clip, 0.0, float("inf"), open_low=True)
         _members("groups", self.groups, Group)
         _members("freeze", self.freeze, str)
         self._check_points()
@@ -142,8 +138,8 @@ class TrainConfig:
         ):
             raise TypeError(f"points must be a tuple of (share, factor) pairs, not {points!r}")
         for share, factor in points:
-            _number("a share of points", share, 0.0, 1.0 + 1e-9)
-            _number("a factor of points", factor, 0.0, float("inf"))
+            check_number("a share of points", share, 0.0, 1.0 + 1e-9)
+            check_number("a factor of points", factor, 0.0, float("inf"))
         shares = [share for share, _ in points]
         if not points or shares != sorted(set(shares)):
             raise TrainingError(f"points must rise in their shares of the run, not {points!r}")
@@ -153,35 +149,14 @@ class TrainConfig:
         if weights is None:
             return
         if isinstance(weights, str):
-            _choice("class_weights", weights, ("balanced",))
+            check_choice("class_weights", weights, ("balanced",))
             return
         if not isinstance(weights, tuple):
             raise TypeError(f'class_weights must be "balanced" or a tuple, not {weights!r}')
         for weight in weights:
-            _number("a class weight", weight, 0.0, float("inf"))
+            check_number("a class weight", weight, 0.0, float("inf"))
         if not any(weights):
             raise TrainingError("class_weights must not all be 0")
-
-
-def _integer(name: str, value: object, least: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{name} must be an integer, not {value!r}")
-    if value < least:
-        raise TrainingError(f"{name} must be at least {least}, not {value}")
-
-
-def _number(name: str, value: object, low: float, high: float, open_low: bool = False) -> None:
-    if not isinstance(value, (int, float)) or isinstance(value, bool):
-        raise TypeError(f"{name} must be a number, not {value!r}")
-    if not isfinite(value) or not low <= value < high or (open_low and value == low):
-        above = f"above {low:g}" if open_low else f"at least {low:g}"
-        below = "finite" if high == float("inf") else f"below {high:g}"
-        raise TrainingError(f"{name} must be {above} and {below}, not {value}")
-
-
-def _choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise TrainingError(f"{name} must be one of {', '.join(allowed)}, not {value!r}")
 
 
 def _members(name: str, values: object, kind: type) -> None:

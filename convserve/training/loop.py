@@ -1,6 +1,6 @@
 """The training loop: epochs, validation, checkpoints, and the model that comes out.
 
-    uint8 images ─ shuffle, shift, flip, normalise ─▶ TrainStep.step ─▶ EMA, lookahead
+    uint8 images ─▶ Batches: shuffle, augment ─▶ TrainStep.step ─▶ EMA, lookahead
         └─ now and then: checkpoint      after each epoch: validate ─▶ keep and export the best
 
 The test images choose nothing: the exported model is the best on validation images if some were
@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
-from math import ceil, isfinite
+from collections.abc import Callable, Mapping
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +30,15 @@ from convserve.errors import (
     TrainingStoppedError,
 )
 from convserve.graph import Graph
-from convserve.training import augment, checkpoint
+from convserve.training import checkpoint
 from convserve.training.averaging import Averages
+from convserve.training.batches import Batches
 from convserve.training.config import TrainConfig
 from convserve.training.evaluation import accuracy
 from convserve.training.every import Every
 from convserve.training.export import Exporter, check_writable
 from convserve.training.layerwise import LayerwiseStep
-from convserve.training.loss import class_weights, smoothed_targets
+from convserve.training.loss import class_weights
 from convserve.training.optimisers import make_optimiser
 from convserve.training.progress import Progress, TrainResult
 from convserve.training.run_checkpoint import RunCheckpoint
@@ -47,8 +48,6 @@ from convserve.training.state import RunState
 from convserve.training.step import Array, TrainStep
 
 __all__ = ["train"]
-
-SHUFFLE_STREAM, AUGMENT_STREAM = 1, 2  # tell the random streams of one seed and epoch apart
 
 
 def train(
@@ -135,8 +134,14 @@ class _Run:
         self.graph, self.dataset, self.config = graph, dataset, config
         self.progress, self.stop, self.every = progress, stop, every
         self.exporter = Exporter(graph, dataset, config, out, provenance)
-        count = len(dataset.train) / config.batch_size
-        self.steps_per_epoch = int(count) if config.drop_last else ceil(count)
+        self.batches = Batches(
+            dataset.train,
+            len(dataset.labels),
+            config,
+            dataset.preprocessing,
+            class_weights(config.class_weights, dataset.train.y, dataset.labels),
+        )
+        self.steps_per_epoch = len(self.batches)
         self.schedule = make_schedule(config, self.steps_per_epoch)
         start = init or Start.fresh(graph, dataset, config)
         self.step: TrainStep = LayerwiseStep(
@@ -148,7 +153,6 @@ class _Run:
             seed=config.seed,
         )
         self.averages = Averages(self.step.params, config, config.epochs * self.steps_per_epoch)
-        self.class_weights = class_weights(config.class_weights, dataset.train.y, dataset.labels)
         self.state = RunState()
         self.best: dict[str, Array] = {}
         self.checkpoint = (
@@ -194,46 +198,23 @@ class _Run:
     def train_epoch(self) -> None:
         """The steps of the epoch under way that are not done yet."""
         state, before = self.state, time.monotonic()
-        for batch in self.batches(state.epoch, state.step):
+        for x, targets in self.batches.epoch(state.epoch, state.step):
             lr = self.rate(state.epoch, state.step)
             with np.errstate(over="ignore", invalid="ignore"):  # said below, once and in words
-                result = self.step.step(
-                    self.dataset.preprocessing.normalise(batch.x), self.targets(batch.y), lr
-                )
+                result = self.step.step(x, targets, lr)
             if not isfinite(result.loss):
                 raise self.diverged(f"the loss became {result.loss} at step {state.step + 1}", lr)
-            state.add(result.loss, result.correct, len(batch))
+            state.add(result.loss, result.correct, len(x))
             self.averages.update((state.epoch - 1) * self.steps_per_epoch + state.step)
             now = time.monotonic()
             state.seconds += now - before
             before = now
-            self.progress.batch_done(len(batch), result.loss)
+            self.progress.batch_done(len(x), result.loss)
             self.stop_if_asked()
             if self.every.due():
                 self.save_checkpoint()
         if not all(np.isfinite(value).all() for value in self.step.params.values()):
             raise self.diverged("the parameters overflowed", self.rate(state.epoch, self.last_step))
-
-    def batches(self, epoch: int, first: int) -> Iterator[Split]:
-        """The epoch's batches from step `first` on: images in an order of its own, augmented."""
-        config, data = self.config, self.dataset.train
-        order = np.random.default_rng([config.seed, SHUFFLE_STREAM, epoch]).permutation(len(data))
-        for step in range(first, self.steps_per_epoch):
-            start = step * config.batch_size
-            batch = data.take(order[start : start + config.batch_size])
-            rng = np.random.default_rng([config.seed, AUGMENT_STREAM, epoch, step])
-            x = batch.x
-            if config.shift:
-                x = augment.shift(x, config.shift, rng)
-            if config.flip:
-                x = augment.flip(x, rng)
-            yield Split(x, batch.y)
-
-    def targets(self, y: np.ndarray) -> Array:
-        targets = smoothed_targets(y, len(self.dataset.labels), self.config.label_smoothing)
-        if self.class_weights is not None:
-            targets *= self.class_weights[y, None]
-        return targets
 
     def validate(self) -> float | None:
         if self.dataset.validation is None:

@@ -68,7 +68,7 @@ def test_the_saved_configuration_gives_the_same_model_again(data, tmp_path, caps
     ]
     assert told["arch_options"] == {"hidden": [16, 8]}
     assert told["class_weights"] == [1.0, 2.0, 1.0]
-    assert (told["data"], told["seed"], told["flip"]) == (data, 3, True)
+    assert (told["data"], told["seed"], told["flip"]) == (data, 3, "random")
     model = model_file.load(out)
     assert model.provenance["options"] == told
     assert model.provenance["config"]["freeze"] == ["affine2.bias"]

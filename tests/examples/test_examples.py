@@ -42,13 +42,32 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 def test_every_example_is_tested() -> None:
     names = {path.stem for path in EXAMPLES.glob("*.py")}
-    assert names == {"client_predict", "conv_by_hand", "own_graph", "triton_client"}
+    assert names == {
+        "augmentations",
+        "client_predict",
+        "conv_by_hand",
+        "own_graph",
+        "triton_client",
+    }
 
 
 def test_conv_by_hand() -> None:
     out = example("conv_by_hand")
     assert "(7 + 2*1 - 3) / 2 + 1 = 4" in out
     assert "(7 + 2*0 - 3) / 3 + 1 does not divide: conv2d: " in out
+
+
+def test_augmentations(tmp_path: Path) -> None:
+    out = example("augmentations", tmp_path / "a.png")
+    assert "13 augmentations, 8 epochs" in out
+    sheet = np.asarray(Image.open(tmp_path / "a.png"))
+    tiles = [
+        [sheet[r * 88 : r * 88 + 84, 200 + e * 88 :][:, :84] for e in range(8)] for r in (0, 1)
+    ]
+    assert all((tile == tiles[0][0]).all() for tile in tiles[0])
+    assert any((tile != tiles[0][0]).any() for tile in tiles[1])
+    Image.fromarray(np.zeros((50, 40, 3), np.uint8)).save(tmp_path / "photo.png")
+    example("augmentations", "--image", tmp_path / "photo.png", tmp_path / "b.png")
 
 
 def test_own_graph() -> None:

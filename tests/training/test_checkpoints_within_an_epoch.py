@@ -17,7 +17,7 @@ SETTINGS = {
     "batch_size": 16,
     "lr": 0.05,
     "shift": 1,
-    "flip": True,
+    "flip": "random",
     "ema": 0.9,
     "lookahead": 3,
     "clip": 5.0,

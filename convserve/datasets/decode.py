@@ -1,0 +1,156 @@
+"""Image files decoded into one array: by threads, or by worker processes where there are many.
+
+    paths ─ tasks of 64 ─▶ threads of this process                      ┐
+                       ├─▶ `python -m convserve.datasets.decode_worker` ├─▶ pixels, faults
+                       └─▶ …, each writing its own rows of the file     ┘
+
+Pillow gives the GIL away while it decodes, but not while it opens a file and makes an array of it,
+which takes longer for small images: threads do not get beyond one core there. The workers are
+programs of their own, so that a script which trains needs no `if __name__ == "__main__"`.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import IO, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from convserve.errors import DatasetError, ImageError
+from convserve.images import to_pixels
+from convserve.kernels._cores import usable_cores
+from convserve.preprocessing import Preprocessing
+
+__all__ = ["LISTED", "Outcome", "check_faults", "decode", "decode_task"]
+
+LISTED = 10  # unreadable files that a message names
+FILES_PER_TASK = 64  # enough that handing a task over costs nothing beside it
+WORKERS_FROM = 4096  # files: starting a worker takes as long as decoding a thousand small ones
+
+
+class Outcome(NamedTuple):
+    """Of decoding: which rows could not be read and why, and whether all others are grey."""
+
+    faults: dict[int, str]
+    grey: bool
+
+
+def check_faults(outcome: Outcome, images: int, skip: bool) -> str:
+    """What is to be said of files that can't be read; DatasetError unless they may be skipped."""
+    if not outcome.faults:
+        return ""
+    faults = list(outcome.faults.values())
+    more = f"; and {len(faults) - LISTED} more" if len(faults) > LISTED else ""
+    said = f"{len(faults)} of {images} images can't be read: {'; '.join(faults[:LISTED])}{more}"
+    if not skip or len(faults) == images:
+        raise DatasetError(said)
+    return f"skipped: {said}"
+
+
+class _Task(NamedTuple):
+    start: int
+    paths: Sequence[str]
+
+
+def decode(paths: Sequence[str], wanted: Preprocessing, pixels: NDArray[np.uint8]) -> Outcome:
+    """Fill pixels, uint8 [len(paths), 3, height, width], with the files in their order.
+
+    A memory-mapped `pixels` is filled by worker processes if there are many files. Raises
+    DatasetError if a worker dies.
+    """
+    tasks = [
+        _Task(start, paths[start : start + FILES_PER_TASK])
+        for start in range(0, len(paths), FILES_PER_TASK)
+    ]
+    cores = usable_cores()
+    if isinstance(pixels, np.memmap) and len(paths) >= WORKERS_FROM:
+        outcomes = _by_workers(tasks, wanted, pixels, cores)
+    else:
+        with ThreadPoolExecutor(cores, thread_name_prefix="decode") as pool:
+            outcomes = list(pool.map(lambda task: decode_task(task, wanted, pixels), tasks))
+    faults = {row: fault for outcome in outcomes for row, fault in outcome.faults.items()}
+    return Outcome(dict(sorted(faults.items())), all(outcome.grey for outcome in outcomes))
+
+
+def decode_task(
+    task: tuple[int, Sequence[str]], wanted: Preprocessing, pixels: NDArray[np.uint8]
+) -> Outcome:
+    """Decode (first row, paths) into its rows; those that can't be read are left as they are."""
+    start, paths = task
+    faults, grey = {}, True
+    for row, path in enumerate(paths, start):
+        try:
+            image = to_pixels(path, wanted)
+        except ImageError as error:
+            faults[row] = str(error)
+            continue
+        pixels[row] = image
+        grey = grey and bool((image == image[:1]).all())
+    return Outcome(faults, grey)
+
+
+def _by_workers(
+    tasks: Sequence[_Task], wanted: Preprocessing, pixels: np.memmap, count: int
+) -> list[Outcome]:
+    told = {
+        "file": str(pixels.filename),
+        "offset": pixels.offset,
+        "shape": pixels.shape,
+        "preprocessing": wanted.to_dict(),
+    }
+    queue, lock = iter(tasks), threading.Lock()
+    with ThreadPoolExecutor(count, thread_name_prefix="decode") as pool:
+        parts = [pool.submit(_drive, json.dumps(told), queue, lock) for _ in range(count)]
+    return [outcome for part in parts for outcome in part.result()]
+
+
+def _drive(told: str, queue: Iterator[_Task], lock: threading.Lock) -> list[Outcome]:
+    """Hand tasks to a worker of one's own until there are none left."""
+
+    def take() -> _Task | None:
+        with lock:
+            return next(queue, None)
+
+    outcomes: list[Outcome] = []
+    task = take()
+    if task is None:
+        return outcomes
+    command = [sys.executable, "-m", "convserve.datasets.decode_worker"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as worker:
+        assert worker.stdin is not None and worker.stdout is not None
+        try:
+            reply = _ask(worker.stdin, worker.stdout, told, json.dumps(task))
+            while reply:
+                faults, grey = json.loads(reply)
+                outcomes.append(Outcome({int(row): fault for row, fault in faults.items()}, grey))
+                task = take()
+                if task is None:
+                    return outcomes
+                reply = _ask(worker.stdin, worker.stdout, json.dumps(task))
+            worker.wait()  # for its status: it has closed its output
+        finally:
+            worker.kill()  # it has nothing to finish, and Ctrl-C waits for nobody
+    raise DatasetError(
+        f"a process that decodes images ended with status {worker.returncode}, at one of those "
+        f"from {task.paths[0]} to {task.paths[-1]}"
+    )
+
+
+def _ask(stdin: IO[str], stdout: IO[str], *lines: str) -> str:
+    """The worker's line; empty if it has ended."""
+    try:
+        stdin.write("".join(f"{line}\n" for line in lines))
+        stdin.flush()
+    except BrokenPipeError:
+        with suppress(BrokenPipeError):
+            stdin.close()  # here: it tries to write once more
+        return ""
+    return stdout.readline()

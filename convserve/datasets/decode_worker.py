@@ -1,0 +1,31 @@
+"""A process that decodes images into a memory-mapped file: `decode` starts and feeds it.
+
+Standard input: a line of JSON that describes the file, then a line for each task, [row, paths].
+Standard output: a line for each task, [{row: fault}, grey]. It ends with its input.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+
+import numpy as np
+
+from convserve.datasets.decode import decode_task
+from convserve.preprocessing import Preprocessing
+
+
+def main() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started this
+    told = json.loads(sys.stdin.readline())
+    shape, offset = tuple(told["shape"]), told["offset"]
+    pixels = np.memmap(told["file"], np.uint8, "r+", offset, shape)
+    wanted = Preprocessing.from_dict(told["preprocessing"])
+    for line in sys.stdin:
+        start, paths = json.loads(line)
+        print(json.dumps(decode_task((start, paths), wanted, pixels)), flush=True)
+
+
+if __name__ == "__main__":
+    main()

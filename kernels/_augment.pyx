@@ -1,0 +1,278 @@
+"""Augmentation: raw pixels to normalised float32, moved, re-coloured and erased in one pass.
+
+    uint8 image ─ photometry ─▶ table of 256 floats a channel ─ geometry ─▶ float32 ─ erase ─▶ out
+
+Photometry and normalisation are functions of one byte, so they are a table: the shared one of the
+preprocessing, or one that is made for the image. Geometry is one affine map from the pixels of the
+result to those of the source, however many transforms it is made of, so pixels are interpolated
+once at the most: a map of whole pixels copies. An image's result depends on its own arguments only,
+and the whole call runs without the GIL, in the calling thread.
+"""
+
+import numpy as np
+from libc.math cimport fabs, floor, fmod
+from libc.stdint cimport int32_t, int64_t, uint8_t
+
+from convserve.errors import ShapeError
+
+# Planes of a source image in floats have a border of one pixel before and two behind: a place just
+# beyond an edge is then interpolated as any other.
+cdef enum:
+    BEFORE = 1
+    BORDER = 3
+
+
+def augment(
+    x, rows, maps, table, factor, shift, luma, out, photometry=None, boxes=None,
+    bint reflect=False,
+):
+    """Makes out[i] of x[rows[i]].
+
+    x: uint8 [M, C, H, W]; rows: int64 [N]; out: float32 [N, C, H, W], overwritten.
+    maps: float64 [N, 6], the pixel (row i, column j) of the result lies in the source at column
+    m0·j + m1·i + m2 and row m3·j + m4·i + m5; bilinear between pixels.
+    table: float32 [C, 256], what each value is normalised to: value · factor - shift, which are
+    float32 [C].
+    photometry: float64 [N, 2], brightness and contrast factors: v · brightness, then
+    v · contrast + (1 - contrast) · the image's mean grey, each limited to 0..255; luma: float64
+    [C], the shares of the channels in grey. None leaves pixels as they are.
+    boxes: int32 [N, 4], top, left, bottom, right (exclusive) of what is erased (0, the mean).
+    reflect: what lies beyond the source is mirrored at its edges (which are not repeated), else it
+    is the pixel value 0.
+    Raises ShapeError for arrays that do not fit together.
+    """
+    cdef Py_ssize_t n = rows.shape[0]
+    _check("x", x, np.uint8, (None, None, None, None))
+    _check("rows", rows, np.int64, (n,))
+    _check("maps", maps, np.float64, (n, 6))
+    _check("table", table, np.float32, (x.shape[1], 256))
+    _check("factor", factor, np.float32, (x.shape[1],))
+    _check("shift", shift, np.float32, (x.shape[1],))
+    _check("luma", luma, np.float64, (x.shape[1],))
+    _check("out", out, np.float32, (n, *x.shape[1:]))
+    if photometry is not None:
+        _check("photometry", photometry, np.float64, (n, 2))
+    if boxes is not None:
+        _check("boxes", boxes, np.int32, (n, 4))
+    if not n:
+        return
+    if rows.min() < 0 or rows.max() >= x.shape[0] or 0 in x.shape:
+        raise ShapeError(f"augment: rows must be in 0..{x.shape[0] - 1}, images not empty")
+    if x.strides[3] != 1:
+        raise ShapeError("augment: the pixels of a row of x must be adjacent")
+    if not np.isfinite(maps).all():
+        raise ShapeError("augment: maps must be finite")
+    cdef Source s
+    s.channels, s.height, s.width = x.shape[1], x.shape[2], x.shape[3]
+    s.x_channel, s.x_row = x.strides[1], x.strides[2]
+    s.stride = s.width + BORDER
+    s.plane = s.stride * (s.height + BORDER)
+    s.reflect = reflect
+    # Scratch of this call: the source in floats, a table, and a row's places and weights.
+    cdef float[::1] planes = np.empty(s.channels * s.plane, np.float32)
+    cdef float[:, ::1] own = np.empty((s.channels, 256), np.float32)
+    cdef int32_t[::1] places = np.empty(s.width, np.int32)
+    cdef float[:, ::1] weights = np.empty((2, s.width), np.float32)
+    s.planes, s.places = &planes[0], &places[0]
+    s.across, s.down = &weights[0, 0], &weights[1, 0]
+    cdef const uint8_t[:, :, :, :] xv = x
+    cdef const int64_t[::1] rv = rows
+    cdef const double[:, ::1] mv = maps
+    cdef const float[::1] fv = factor, sv = shift
+    cdef const double[::1] lv = luma
+    cdef float[:, :, :, ::1] ov = out
+    cdef const double[:, ::1] pv = photometry
+    cdef const int32_t[:, ::1] bv = boxes
+    cdef bint recoloured = photometry is not None, erased = boxes is not None
+    cdef const float[:, ::1] tv = table
+    cdef Py_ssize_t i
+    s.table = s.black = &tv[0, 0]
+    with nogil:
+        for i in range(n):
+            s.x = &xv[rv[i], 0, 0, 0]
+            if recoloured:
+                recolour(&s, &lv[0], pv[i, 0], pv[i, 1], &fv[0], &sv[0], &own[0, 0])
+                s.table = &own[0, 0]
+            if whole_pixels(&mv[i, 0]):
+                copy(&s, &mv[i, 0], &ov[i, 0, 0, 0])
+            else:
+                interpolate(&s, &mv[i, 0], &ov[i, 0, 0, 0])
+            if erased:
+                erase(&s, &bv[i, 0], &ov[i, 0, 0, 0])
+
+
+def _check(name, array, dtype, shape):
+    fits = array.dtype == dtype and array.ndim == len(shape)
+    if not fits or any(w is not None and w != h for w, h in zip(shape, array.shape, strict=True)):
+        raise ShapeError(
+            f"augment: {name} must be {np.dtype(dtype)} {shape}, got {array.dtype} {array.shape}"
+        )
+
+
+cdef struct Source:
+    int channels, height, width
+    bint reflect
+    const uint8_t *x             # [C, H, W] by these strides, in bytes
+    Py_ssize_t x_channel, x_row
+    const float *table           # [C, 256], what becomes of a byte
+    const float *black           # the same without photometry, whose entry 0 lies beyond the edges
+    float *planes                # [C, H + BORDER, W + BORDER]
+    Py_ssize_t stride, plane
+    int32_t *places              # [W], of a row's pixels in a plane, or their columns
+    float *across                # [W], the weights of the neighbours to the right,
+    float *down                  # [W], and below
+
+
+cdef double limited(double v) noexcept nogil:
+    return 0 if v < 0 else 255 if v > 255 else v
+
+
+cdef void make_table(
+    const Source *s, double brightness, double contrast, double grey,
+    const float *factor, const float *shift, float *table,
+) noexcept nogil:
+    cdef int c, v
+    cdef float value
+    for c in range(s.channels):
+        for v in range(256):
+            value = limited(contrast * limited(brightness * v) + (1 - contrast) * grey)
+            table[256 * c + v] = value * factor[c] - shift[c]
+
+
+cdef void recolour(
+    const Source *s, const double *luma, double brightness, double contrast,
+    const float *factor, const float *shift, float *table,
+) noexcept nogil:
+    cdef double grey = 0
+    cdef int c, i, v
+    cdef int64_t counts[256]
+    cdef double total
+    cdef const uint8_t *row
+    if contrast != 1:
+        for c in range(s.channels):
+            for v in range(256):
+                counts[v] = 0
+            for i in range(s.height):
+                row = s.x + c * s.x_channel + i * s.x_row
+                for v in range(s.width):
+                    counts[row[v]] += 1
+            total = 0
+            for v in range(256):
+                total += counts[v] * limited(brightness * v)
+            grey += luma[c] * total / (<double> s.height * s.width)
+    make_table(s, brightness, contrast, grey, factor, shift, table)
+
+
+cdef bint whole_pixels(const double *m) noexcept nogil:
+    """Whether a map moves by whole pixels and mirrors at the most."""
+    return (
+        fabs(m[0]) == 1 and m[1] == 0 and m[3] == 0 and m[4] == 1
+        and floor(m[2]) == m[2] and floor(m[5]) == m[5]
+    )
+
+
+cdef double folded(double at, int size) noexcept nogil:
+    """The place within 0..size - 1 that a mirror at both edges shows at `at`."""
+    cdef double period = 2.0 * (size - 1)
+    if 0 <= at <= size - 1:
+        return at
+    if size == 1:
+        return 0
+    at = fmod(fabs(at), period)
+    return at if at <= size - 1 else period - at
+
+
+cdef int source_index(const Source *s, double at, int size) noexcept nogil:
+    """The row or column at a whole number, or -1 for one that is black."""
+    if s.reflect:
+        return <int> folded(at, size)
+    return <int> at if 0 <= at <= size - 1 else -1
+
+
+cdef void copy(const Source *s, const double *m, float *out) noexcept nogil:
+    cdef int c, i, j, row, column
+    cdef const uint8_t *pixels
+    cdef const float *table
+    cdef float black
+    cdef float *to
+    for j in range(s.width):
+        s.places[j] = source_index(s, m[0] * j + m[2], s.width)
+    for c in range(s.channels):
+        table = s.table + 256 * c
+        black = s.black[256 * c]
+        for i in range(s.height):
+            to = out + (c * s.height + i) * <Py_ssize_t> s.width
+            row = source_index(s, i + m[5], s.height)
+            if row < 0:
+                for j in range(s.width):
+                    to[j] = black
+                continue
+            pixels = s.x + c * s.x_channel + row * s.x_row
+            for j in range(s.width):
+                column = s.places[j]
+                to[j] = black if column < 0 else table[pixels[column]]
+
+
+cdef void interpolate(const Source *s, const double *m, float *out) noexcept nogil:
+    cdef int c, i, j
+    cdef float across, above, below
+    cdef const float *p
+    cdef float *to
+    fill_planes(s)
+    for i in range(s.height):
+        find_places(s, m, i)
+        for c in range(s.channels):
+            to = out + (c * s.height + i) * <Py_ssize_t> s.width
+            for j in range(s.width):
+                p = s.planes + c * s.plane + s.places[j]
+                across = s.across[j]
+                above = p[0] + across * (p[1] - p[0])
+                p += s.stride
+                below = p[0] + across * (p[1] - p[0])
+                to[j] = above + s.down[j] * (below - above)
+
+
+cdef void fill_planes(const Source *s) noexcept nogil:
+    """The source in floats, with a border of black."""
+    cdef int c, i, j
+    cdef float black
+    cdef const float *table
+    cdef const uint8_t *pixels
+    cdef float *to
+    for c in range(s.channels):
+        to = s.planes + c * s.plane
+        table = s.table + 256 * c
+        black = s.black[256 * c]
+        for j in range(s.plane):
+            to[j] = black
+        for i in range(s.height):
+            pixels = s.x + c * s.x_channel + i * s.x_row
+            to = s.planes + c * s.plane + (i + BEFORE) * s.stride + BEFORE
+            for j in range(s.width):
+                to[j] = table[pixels[j]]
+
+
+cdef void find_places(const Source *s, const double *m, int i) noexcept nogil:
+    """Of row i: each pixel's upper left neighbour in the planes, and its distance from it."""
+    cdef int j, column, row
+    cdef double x, y, x0 = m[1] * i + m[2], y0 = m[4] * i + m[5]
+    for j in range(s.width):
+        x, y = m[0] * j + x0, m[3] * j + y0
+        if s.reflect:
+            x, y = folded(x, s.width), folded(y, s.height)
+        else:   # farther out is as black as just beyond the edge
+            x = -1 if x < -1 else s.width if x > s.width else x
+            y = -1 if y < -1 else s.height if y > s.height else y
+        column, row = <int> (x + BEFORE), <int> (y + BEFORE)
+        s.across[j], s.down[j] = x + BEFORE - column, y + BEFORE - row
+        s.places[j] = <int32_t> (row * s.stride + column)
+
+
+cdef void erase(const Source *s, const int32_t *box, float *out) noexcept nogil:
+    cdef int c, i, j
+    cdef int top = max(box[0], 0), left = max(box[1], 0)
+    cdef int bottom = min(box[2], s.height), right = min(box[3], s.width)
+    for c in range(s.channels):
+        for i in range(top, bottom):
+            for j in range(left, right):
+                out[(c * s.height + i) * <Py_ssize_t> s.width + j] = 0
