@@ -74,7 +74,9 @@ static void winograd(const winograd_pass *p, int n0, int n1, const float *x, flo
         const int64_t from = total * chunk / chunks, to = total * (chunk + 1) / chunks;
         const int count = (int)(to - from);
         const int64_t v_step = cs_winograd_step(w->planes, count, b);
-        float *m = scratch + coefficients * v_step;
+        /* One register tile reads all planes of its pixels before it stores: products in place spare cache. */
+        const int in_place = p->products->conv.tiles == 1 && w->planes == w->blocks;
+        float *m = in_place ? scratch : scratch + coefficients * v_step;
         for (int64_t at = from; at < to;) {
             const int first = (int)(at % each), now = (int)cs_min(to - at, each - first);
             k->winograd_input(w, first, now, x + (n0 + at / each) * p->x_image, scratch, (int)(at - from), count);

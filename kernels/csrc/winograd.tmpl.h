@@ -69,6 +69,16 @@ static __attribute__((noinline)) void winograd_edge(int n, winograd_part part, c
     }
 }
 
+/* Calls for 4 x 4 pixels of the row of tiles after this one: so short are the rows of small images that
+ * the processor would not foresee them. */
+CS_INLINE void winograd_prefetch(const float *p, int64_t row, const int write) {
+CS_UNROLL(4)
+    for (int i = 0; i < 4; i++)
+CS_UNROLL(4)
+        for (int j = 0; j < 4 * CS_VL; j += 16)
+            __builtin_prefetch(p + i * row + j, write, 2);
+}
+
 /* six vectors, and where the next ones go */
 CS_INLINE float *winograd_store6(const vf *row, float *v, int64_t step) {
 CS_UNROLL(6)
@@ -303,6 +313,7 @@ static void winograd_input(const cs_winograd *p, int first, int count, const flo
         const float *start = x + h * p->x_row + (int64_t)w * CS_VL, *line[6];
         float *out = v + (int64_t)(slot + i) * CS_VL;
         for (int c = 0; c < p->planes; c++, start += p->x_plane, out += (int64_t)slots * CS_VL) {
+            winograd_prefetch(start + 6 * p->x_row, p->x_row, 0);
             winograd_lines(n == 4 ? 4 : 6, start, p->x_row, part, line);
             if (copy)
                 winograd_edge(n, part, line, tile);
@@ -327,6 +338,7 @@ static void winograd_output(const cs_winograd *p, int block, int blocks, int fir
             float *out = y + (block + b) * p->y_block + h / step * p->y_row + (int64_t)(w / step) * CS_VL;
             const float *residual =
                 r ? r + (block + b) * p->r_block + h * p->r_row + (int64_t)w * CS_VL : NULL;
+            winograd_prefetch(out + 4 * p->y_row, p->y_row, 1);
             if (plain && rows >= 4 && columns >= 4)
                 winograd_output_whole4(in, coefficient, shift, &p->activation, residual, p->r_row, out,
                                        p->y_row);
