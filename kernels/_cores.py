@@ -12,7 +12,7 @@ __all__ = ["usable_cores"]
 def usable_cores() -> int:
     """At least 1; a quota of 1.5 cores counts as 2."""
     try:
-        cores = len(os.sched_getaffinity(0))
+        cores = len(os.sched_getaffinity(os.getpid()))  # a thread may be bound to fewer
     except AttributeError:  # not on every system
         cores = os.cpu_count() or 1
     quota = _cgroup_quota(Path("/sys/fs/cgroup"))

@@ -89,6 +89,9 @@ cdef extern from "executor.h" nogil:
 
 # Below this number of multiply-accumulates a call a second thread costs more than it brings.
 cdef double THREADS_FROM = 6e5
+# Below this number other threads wait for the lock of the interpreter for so short a time that they
+# lose less than by taking it over and giving it back.
+cdef double UNLOCK_FROM = 2e6
 cdef int MAX_THREADS = 256
 # After so many runs arenas that they did not need are given back, but for those that were in use
 # one period ago: only one less is kept for each period.
@@ -565,9 +568,13 @@ cdef class Executor:
                 else:
                     given = x.reshape(-1)
                     sources[i], tables[i] = &given[0], NULL
-            with nogil:
+            if threads == 1 and n * self.macs < UNLOCK_FROM:
                 cs_plan_run(&self.plan, &self.pace, n, sources, tables, results, arenas, threads,
                             nanoseconds)
+            else:
+                with nogil:
+                    cs_plan_run(&self.plan, &self.pace, n, sources, tables, results, arenas,
+                                threads, nanoseconds)
         finally:
             if lent:
                 self.team_lent = False

@@ -60,6 +60,7 @@ class Model:
         cores = usable_cores()
         self.threads = cores if threads is None else min(integer(threads, "threads", 1), cores)
         self._params = file.params
+        self.takes_one = len(self.graph.inputs) == 1  # and not several inputs
         self.batch_invariant = batch_invariant
         self._times = times or {}
         self._lock = threading.Lock()
@@ -101,7 +102,7 @@ class Model:
     @property
     def output_names(self) -> tuple[str, ...]:
         """The output tensors' names on the wire."""
-        return tuple(self.graph.outputs)
+        return self._own[0]
 
     def predict(
         self, x: Inputs, outputs: Sequence[str] | None = None, *, threads: int | None = None
@@ -118,12 +119,14 @@ class Model:
         Raises ShapeError and TypeError for an x that does not fit, UnknownNameError for an output
         that does not exist.
         """
-        wire = self.graph.outputs if outputs is None else None
-        names = list(wire) if wire is not None else _names(outputs)
+        if outputs is None:
+            names, asked = self._own
+        else:
+            names = tuple(_names(outputs))
+            asked = tuple(self.graph.resolve(name) for name in names)
         limit = self.threads if threads is None else min(threads, self.threads)
-        asked = [self.graph.resolve(name) for name in names]
         given = self._checked_inputs(x)
-        plan = self._plan(tuple(asked), len(given[0]))
+        plan = self._plan(asked, len(given[0]))
         table = None
         if any(array.dtype == np.uint8 for array in given):
             if plan.reads_bytes:
@@ -134,6 +137,12 @@ class Model:
         if outputs is None and len(results) == 1:
             return results[0]
         return dict(zip(names, results, strict=True))
+
+    @cached_property
+    def _own(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """The graph's outputs: their names on the wire, and their layers."""
+        outputs = self.graph.outputs
+        return tuple(outputs), tuple(outputs.values())
 
     def classify(
         self, images: Iterable[ImageSource], top_k: int = 5
@@ -163,7 +172,7 @@ class Model:
 
     def plan(self, batch: int) -> Plan:
         """The plan that computes the graph's outputs for so many images in a call."""
-        return self._plan(tuple(self.graph.outputs.values()), batch)
+        return self._plan(self._own[1], batch)
 
     def _plan(self, layers: tuple[str, ...], images: int) -> Plan:
         made_for = None if self.batch_invariant else _made_for(images, self.threads)
@@ -173,7 +182,7 @@ class Model:
             with self._lock:
                 plan = self._plans.get(key)
                 if plan is None:
-                    own = tuple(self.graph.outputs.values())
+                    own = self._own[1]
                     choice = Choice(batch=made_for, times=self._times)
                     packed = self._packed if layers == own else None
                     plan = compile_plan(self.graph, self._params, layers, choice, packed)
@@ -185,9 +194,9 @@ class Model:
 
     def _checked_inputs(self, x: Any) -> list[Input]:
         """One array for each input, in the graph's order."""
-        inputs = self.graph.inputs
-        if len(inputs) == 1 and not isinstance(x, Mapping):
+        if self.takes_one and not isinstance(x, Mapping):
             return [self._checked(x, "x", self.graph.input_shape)]
+        inputs = self.graph.inputs
         if isinstance(x, Mapping):
             for what, names in (
                 ("lacks", [name for name in inputs if name not in x]),
@@ -239,7 +248,10 @@ class Model:
                 raise ShapeError(
                     f"{what} may be uint8 only where it is images of {channels} channels"
                 )
-        return np.ascontiguousarray(x if x.flags.aligned else x.copy())
+        flags = x.flags
+        if flags.c_contiguous and flags.aligned:
+            return x
+        return np.ascontiguousarray(x if flags.aligned else x.copy())
 
     @cached_property
     def _byte_values(self) -> Array:

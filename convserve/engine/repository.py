@@ -62,7 +62,8 @@ class ModelRepository:
 
     def __init__(self, models: Iterable[ServedModel] = (), loader: Loader | None = None) -> None:
         self._loader = loader
-        self._changed = threading.Condition(threading.Lock())  # guards all below, never for long
+        self._lock = threading.Lock()  # guards all below, never for long
+        self._changed = threading.Condition(self._lock)
         self._entries: dict[str, _Entry] = {}
         self._draining = 0
         self._listeners: list[Callable[[str, bool], None]] = []
@@ -116,14 +117,14 @@ class ModelRepository:
         It stays usable until `release`. Raises ModelNotFoundError, ModelNotReadyError, or
         InvalidRequestError if `version` is not a positive integer.
         """
-        with self._changed:
+        with self._lock:
             served = self._find(name, version)
             served.uses += 1
             return served
 
     def release(self, served: ServedModel) -> None:
         """The caller of `acquire` needs it no more."""
-        with self._changed:
+        with self._lock:
             served.uses -= 1
             if not served.uses and self._draining:
                 self._changed.notify_all()
@@ -139,13 +140,13 @@ class ModelRepository:
                 f"model version {shown(version)} is not valid: it should be an integer > 0"
             )
         entry = self._entries.get(name)
+        if entry is not None and not version and entry.ready:
+            return entry.ready[max(entry.ready)]
         unknown = f"Request for unknown model: {shown(name)}"
         if entry is None:
             raise ModelNotFoundError(f"{unknown} is not found")
         if not version:
-            if not entry.ready:
-                raise ModelNotFoundError(f"{unknown} has no available versions")
-            return entry.ready[max(entry.ready)]
+            raise ModelNotFoundError(f"{unknown} has no available versions")
         number = int(version)
         if number in entry.ready:
             return entry.ready[number]

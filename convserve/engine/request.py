@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -69,7 +69,7 @@ class Request:
         self._lock = threading.Lock()
         self._ended = threading.Lock()  # held until the end: the cheapest event there is
         self._ended.acquire()
-        self._result: dict[str, Array] | None = None
+        self._result: Mapping[str, Array] | None = None
         self._error: BaseException | None = None
 
     @property
@@ -87,7 +87,7 @@ class Request:
         if not self.done:
             self.fail(CancelledError("the request was cancelled"))
 
-    def finish(self, result: dict[str, Array]) -> None:
+    def finish(self, result: Mapping[str, Array]) -> None:
         """End with an answer."""
         self._end(result, None)
 
@@ -95,7 +95,7 @@ class Request:
         """End with an error."""
         self._end(None, error)
 
-    def _end(self, result: dict[str, Array] | None, error: BaseException | None) -> None:
+    def _end(self, result: Mapping[str, Array] | None, error: BaseException | None) -> None:
         with self._lock:
             if self.done:
                 return
@@ -110,6 +110,8 @@ class Request:
 
     def wait(self, until: float | None) -> bool:
         """Wait for the end, at most until the deadline and `until`; whether it has ended."""
+        if self.done:
+            return True
         times = [time for time in (self.deadline, until) if time is not None]
         timeout = max(min(times) - time.monotonic(), 0.0) if times else -1.0
         if not self._ended.acquire(timeout=timeout):
@@ -117,9 +119,9 @@ class Request:
         self._ended.release()
         return True
 
-    def result(self) -> dict[str, Array]:
+    def result(self) -> Mapping[str, Array]:
         """Wait for the end, at most until the deadline; the answer by output name, or raises."""
-        if not self.wait(None):
+        if self._result is None and not self.wait(None):
             assert self.deadline is not None
             self.drop_if_expired(self.deadline)
         if self._result is None:

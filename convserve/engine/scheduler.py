@@ -19,6 +19,7 @@ from typing import Any, Protocol
 
 import numpy.typing as npt
 
+from convserve.engine.affinity import anywhere, roam
 from convserve.engine.batch import Batch, Inputs, select
 from convserve.engine.budget import ThreadBudget
 from convserve.engine.config import ModelConfig
@@ -31,6 +32,7 @@ __all__ = ["BatchScheduler", "Predictor", "Request"]
 
 Array = npt.NDArray[Any]
 _log = logging.getLogger(__name__)
+BRIEF = 1e-3  # seconds of computing for which a thread does not change its core
 
 
 class Predictor(Protocol):
@@ -67,7 +69,9 @@ class BatchScheduler:
         self._budget = budget or ThreadBudget(instances.count)
         self._threads = instances.threads or self._budget.threads  # of a batch, at most
         self._preferred = batching.preferred_batch_size
-        self._changed = threading.Condition(threading.Lock())  # guards all below
+        self._output_name = model.output_names[0]  # of a model with a single one
+        self._lock = threading.Lock()  # guards all below
+        self._changed = threading.Condition(self._lock)
         self._queues = PriorityQueues(batching)
         self._free = instances.count  # instances that compute nothing
         self._instances = instances.count
@@ -88,7 +92,7 @@ class BatchScheduler:
             self._queues.expire(time.monotonic())
             return len(self._queues)
 
-    def run(self, request: Request) -> dict[str, Array]:
+    def run(self, request: Request) -> Mapping[str, Array]:
         """Compute `request` and return its outputs by name; blocks until it ends.
 
         Raises QueueFullError or StoppingError at once, QueueTimeoutError, DeadlineExceededError,
@@ -110,7 +114,7 @@ class BatchScheduler:
         limit = self.config.max_batch_size
         if not 1 <= request.size <= limit:
             raise ShapeError(f"a request must have 1 to {limit} images, got {request.size}")
-        with self._changed:
+        with self._lock:
             if self._stopping:
                 raise StoppingError(
                     "Server is stopping, scheduler for model has stopped accepting new inference "
@@ -119,10 +123,10 @@ class BatchScheduler:
             now = time.monotonic()
             if request.drop_if_expired(now):
                 return 0
-            idle = self._free and not len(self._queues)
             if (
                 may_compute
-                and idle
+                and self._free
+                and not len(self._queues)
                 and (not self._delay or self._goes_at_once(request))
                 and (granted := self._budget.try_take(self._threads))
             ):
@@ -165,6 +169,7 @@ class BatchScheduler:
         return not len(self._queues) and self._free == self._instances
 
     def _loop(self) -> None:
+        roam()
         while (work := self._next_batch()) is not None:
             self._execute_and_release(*work)
 
@@ -217,13 +222,16 @@ class BatchScheduler:
             self._execute(batch, threads)
         finally:
             self._budget.give_back(threads)
-            with self._changed:
+            with self._lock:
                 self._free += 1
                 if len(self._queues) or self._stopping:
                     self._changed.notify_all()
 
     def _execute(self, requests: list[Request], threads: int) -> None:
         """Compute one batch and end its requests, each one for itself if the batch fails."""
+        if len(requests) == 1:
+            self._execute_alone(requests[0], threads)
+            return
         started = time.monotonic_ns()
         try:
             batch = Batch([request.x for request in requests])
@@ -232,16 +240,13 @@ class BatchScheduler:
             outputs = self._predict(x, requests[0].outputs, threads)
             computed = time.monotonic_ns()
             results = batch.split(outputs)
-        except Exception as error:
-            if len(requests) == 1:
-                requests[0].fail(error)
-                return
+        except Exception:
             # Requests are checked before they come here, so this is a fault of ours. Whatever it
             # is, it must not spread from one caller to the others.
             _log.exception("model %s: a batch of %d requests failed", self.name, len(requests))
             for request in requests:
                 if not request.done:
-                    self._execute([request], threads)
+                    self._execute_alone(request, threads)
             return
         split = time.monotonic_ns()
         # Counted before the callers wake, so that a caller finds its own request counted.
@@ -259,13 +264,25 @@ class BatchScheduler:
             request.ran = ran
             request.finish(result)
 
+    def _execute_alone(self, request: Request, threads: int) -> None:
+        """A batch of one request, without what only merging needs."""
+        started = time.monotonic_ns()
+        try:
+            outputs = self._predict(request.x, request.outputs, threads)
+        except Exception as error:
+            request.fail(error)
+            return
+        spent = time.monotonic_ns() - started
+        self.statistics.executed(1, request.size, started - request.arrival, 0, spent, 0)
+        self._batch_seconds = spent * 1e-9
+        request.finish(outputs)
+
     def _predict(
         self, x: Inputs, names: tuple[str, ...] | None, threads: int
     ) -> Mapping[str, Array]:
-        if names is None:
-            result = self.model.predict(x, threads=threads)
-        else:
+        if self._batch_seconds < BRIEF:
             result = self.model.predict(x, outputs=names, threads=threads)
-        if isinstance(result, Mapping):
-            return result
-        return {self.model.output_names[0]: result}
+        else:
+            with anywhere():
+                result = self.model.predict(x, outputs=names, threads=threads)
+        return result if isinstance(result, Mapping) else {self._output_name: result}

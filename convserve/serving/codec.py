@@ -32,7 +32,8 @@ __all__ = [
 ]
 
 Array = npt.NDArray[Any]
-_DTYPES: dict[str, np.dtype[Any]] = {"FP32": np.dtype("<f4"), "UINT8": np.dtype("u1")}
+_FP32 = np.dtype("<f4")
+_DTYPES: dict[str, np.dtype[Any]] = {"FP32": _FP32, "UINT8": np.dtype("u1")}
 _SHARED_MEMORY = "shared_memory_region"
 
 
@@ -50,6 +51,9 @@ class Schedule(NamedTuple):
     timeout: float
 
 
+_ANY_TIME = Schedule(0, 0.0)
+
+
 def read_input(served: ServedModel, message: Any) -> Array | dict[str, Array] | list[bytes]:
     """The images of a ModelInferRequest.
 
@@ -57,6 +61,9 @@ def read_input(served: ServedModel, message: Any) -> Array | dict[str, Array] | 
     1 <= N <= the model's largest batch; for a model with several inputs one array for each by
     name. Arrays are read-only views on the message where possible.
     """
+    x = _plain(served, message)
+    if x is not None:
+        return x
     places = _checked_inputs(served, message)
     shapes = served.model.inputs
     read = {name: _read_tensor(served, message, places[name], shapes[name]) for name in shapes}
@@ -70,6 +77,30 @@ def read_input(served: ServedModel, message: Any) -> Array | dict[str, Array] | 
             f"all inputs must have the same batch-size for model '{served.name}', got {shown}"
         )
     return arrays
+
+
+def _plain(served: ServedModel, message: Any) -> Array | None:
+    """The images of the usual request, one raw FP32 tensor, if all of it is as it must be.
+
+    Whatever is not quite so, right or wrong, is for the thorough way.
+    """
+    raws, tensors_ = message.raw_input_contents, message.inputs
+    if len(raws) != 1 or len(tensors_) != 1:
+        return None
+    tensor, raw, model = tensors_[0], raws[0], served.model
+    shape = tuple(tensor.shape)
+    if (
+        tensor.name == model.input_name
+        and tensor.datatype == "FP32"
+        and model.takes_one
+        and shape[1:] == model.input_shape
+        and 1 <= shape[0] <= served.config.max_batch_size
+        and len(raw) == 4 * math.prod(shape)
+        and not tensor.HasField("contents")
+        and not tensor.parameters
+    ):
+        return np.frombuffer(raw, _FP32).reshape(shape)
+    return None
 
 
 def _read_tensor(
@@ -162,6 +193,8 @@ def _checked_shape(
 def read_wanted(served: ServedModel, message: Any) -> list[Wanted]:
     """The outputs that a ModelInferRequest asks for; all of them if it names none."""
     known = served.model.output_names
+    if not message.outputs:
+        return [Wanted(name) for name in known]
     wanted: dict[str, Wanted] = {}
     for output in message.outputs:
         if output.name not in known and not _is_open_layer(served, output.name):
@@ -176,7 +209,7 @@ def read_wanted(served: ServedModel, message: Any) -> list[Wanted]:
         if _SHARED_MEMORY in output.parameters:
             raise InvalidRequestError(f"output '{output.name}': shared memory is not enabled")
         wanted[output.name] = Wanted(output.name, _classes(output))
-    return list(wanted.values()) or [Wanted(name) for name in known]
+    return list(wanted.values())
 
 
 def _is_open_layer(served: ServedModel, name: str) -> bool:
@@ -192,12 +225,15 @@ def _is_open_layer(served: ServedModel, name: str) -> bool:
 
 def layers(served: ServedModel, wanted: Iterable[Wanted]) -> list[str] | None:
     """The layers to compute; None for the model's own outputs, which most requests share."""
+    own = served.model.output_names
     names = [output.name for output in wanted]
-    return names if set(names) - set(served.model.output_names) else None
+    return None if all(name in own for name in names) else names
 
 
 def read_schedule(message: Any) -> Schedule:
     """The `priority` and `timeout` parameters of a ModelInferRequest."""
+    if not message.parameters:
+        return _ANY_TIME
     priority = _whole(message.parameters, "priority", "the request") or 0
     timeout = _whole(message.parameters, "timeout", "the request") or 0
     return Schedule(priority, timeout * 1e-6)

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import numpy.typing as npt
 
+from convserve.engine.affinity import roam
 from convserve.errors import ImageError, InvalidRequestError, QueueFullError
 from convserve.images import MAX_PIXELS, to_pixels
 from convserve.model_file import Preprocessing
@@ -25,7 +26,7 @@ class ImageDecoder:
     """Decodes the images of at most `max_requests` requests at a time; the next is turned away."""
 
     def __init__(self, workers: int, *, max_pixels: int = MAX_PIXELS, max_requests: int = 256):
-        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
+        self._pool = ThreadPoolExecutor(workers, "decode", initializer=roam)
         self._max_pixels = max_pixels
         self.max_requests = max_requests
         self._room = threading.BoundedSemaphore(max_requests)

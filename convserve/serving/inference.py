@@ -54,7 +54,8 @@ class Inferences:
         self._repository = repository
         self._decoder = decoder
         self._pool = pool
-        self._idle = threading.Condition(threading.Lock())
+        self._lock = threading.Lock()  # guards what is below, but for `_streams`
+        self._idle = threading.Condition(self._lock)
         self._active = 0  # inferences that are not wholly answered
         self._stopping = False
         self._refused = 0  # inferences that came while stopping
@@ -81,7 +82,7 @@ class Inferences:
 
     def enter(self) -> None:
         """Count an inference as under way; StoppingError if none is taken any more."""
-        with self._idle:
+        with self._lock:
             if self._stopping:
                 self._refused += 1
                 self._idle.notify_all()
@@ -90,9 +91,9 @@ class Inferences:
 
     def leave(self) -> None:
         """Count an inference as wholly answered."""
-        with self._idle:
+        with self._lock:
             self._active -= 1
-            if not self._active:
+            if self._stopping and not self._active:
                 self._idle.notify_all()
 
     def infer(self, message: Any, context: grpc.ServicerContext) -> Any:
@@ -123,7 +124,7 @@ class Inferences:
     def _infer(
         self, served: ServedModel, message: Any, deadline: float | None, inference: _Inference
     ) -> Any:
-        places = {} if self._regions is None else shared_tensors.take(self._regions, message)
+        places = None if self._regions is None else shared_tensors.take(self._regions, message)
         x = codec.read_input(served, message)
         wanted = codec.read_wanted(served, message)
         priority, timeout = codec.read_schedule(message)
@@ -131,18 +132,14 @@ class Inferences:
             preprocessing = served.model.preprocessing
             assert preprocessing is not None  # else the codec takes no BYTES
             x = self._decoder.decode(x, preprocessing, lambda: inference.check_wanted(deadline))
-        request = Request(
-            x,
-            outputs=codec.layers(served, wanted),
-            deadline=deadline,
-            priority=priority,
-            timeout=timeout,
-        )
+        layers = codec.layers(served, wanted)
+        request = Request(x, outputs=layers, deadline=deadline, priority=priority, timeout=timeout)
         if self._observer is not None:
             self._observer.computes(served, request)
         inference.cancels(request)
         answer = codec.response(served, message.id, wanted, served.scheduler.run(request))
-        shared_tensors.deliver(places, answer)
+        if places:
+            shared_tensors.deliver(places, answer)
         return answer
 
     def stream(self, data: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
@@ -181,7 +178,8 @@ class Inferences:
                 inference = _Inference(self)
                 if not window.has_room():
                     break
-                future = self._pool.submit(answer, request, deadline, inference)
+                future: Future[bytes] = Future()
+                self._pool.submit(_fulfil, future, answer, request, deadline, inference)
                 window.put(inference, future)
         except (grpc.RpcError, RuntimeError):  # the caller went away; the pool was shut down
             window.close()
@@ -208,6 +206,13 @@ class Inferences:
             answer.infer_response.id = request_id
         serialized: bytes = answer.SerializeToString()
         return serialized
+
+
+def _fulfil(future: Future[bytes], call: Callable[..., bytes], *args: Any) -> None:
+    try:
+        future.set_result(call(*args))
+    except Exception as error:
+        future.set_exception(error)
 
 
 class _Inference:

@@ -8,7 +8,6 @@ hold threads, is met by pools for each kind: inferences, streams, loading, refle
 from __future__ import annotations
 
 import logging
-import os
 import socket
 import threading
 import time
@@ -20,9 +19,11 @@ from pathlib import Path
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
+from convserve.engine.affinity import CoreWatch, bound, choose, roam
 from convserve.engine.repository import ModelRepository
 from convserve.errors import ConvserveError
 from convserve.images import MAX_PIXELS
+from convserve.kernels._cores import usable_cores
 from convserve.serving import metrics, reflection
 from convserve.serving.access import Access, Tokens, is_loopback
 from convserve.serving.access_log import AccessLog
@@ -32,6 +33,7 @@ from convserve.serving.inference import MAX_STREAMS, Inferences
 from convserve.serving.logs import LogSettings
 from convserve.serving.observe import Observer, Sink
 from convserve.serving.polling import Poller
+from convserve.serving.pool import CallPool
 from convserve.serving.servicer import Pools, Servicer
 from convserve.serving.shared_memory import Regions
 from convserve.serving.tls import TlsFiles, server_credentials
@@ -66,6 +68,8 @@ class Options:
     access_log: Path | None = None  # Path("-") is standard output; None: no access log
     access_log_format: str = "text"  # or "json"
     trace: bool = False  # OpenTelemetry, as the OTEL_* environment variables say
+    one_core: bool = True  # for the threads that run Python
+    core: int | None = None  # which of those that the process may use; None: any
 
 
 class Server:
@@ -84,16 +88,16 @@ class Server:
         options = options or Options()
         self._repository = repository
         self._access_log, self._observer = _observation(options, sinks)
-        workers = options.decode_threads or len(os.sched_getaffinity(0))
+        workers = options.decode_threads or usable_cores()
         self._decoder = ImageDecoder(workers, max_pixels=options.max_pixels)
         self._control_pool = ThreadPoolExecutor(_CONTROL_THREADS, thread_name_prefix="control")
         self._reflection_pool = ThreadPoolExecutor(4, thread_name_prefix="reflection")
-        infer_pool = _GrowingPool(thread_name_prefix="infer")
+        infer_pool = CallPool("infer")
         self._infer_pool = infer_pool
         self._pools = Pools(
             inference=infer_pool,
             streams=ThreadPoolExecutor(MAX_STREAMS + 8, thread_name_prefix="stream"),
-            loading=ThreadPoolExecutor(_LOADING_THREADS, thread_name_prefix="loading"),
+            loading=ThreadPoolExecutor(_LOADING_THREADS, "loading", initializer=roam),
         )
         regions = Regions() if options.shared_memory else None
         self._inferences = Inferences(
@@ -107,9 +111,11 @@ class Server:
         )
         self._servicer = Servicer(repository, self._inferences, control, self._observer)
         self._health = health.HealthServicer()
-        self._grpc = self._make_grpc(options)
         self.host = options.host
-        self.port = self._bind(options)
+        core = choose(options.core) if options.one_core else None
+        with bound(core):
+            self._grpc = self._make_grpc(options)
+            self.port = self._bind(options)
         try:
             self._metrics = metrics.MetricsServer(
                 options.host,
@@ -120,7 +126,9 @@ class Server:
         except OSError as error:
             raise _cannot_listen(options.host, options.metrics_port, error) from None
         self.metrics_port = self._metrics.port
-        self._grpc.start()
+        with bound(core):
+            self._grpc.start()
+        self._core_watch = CoreWatch()
         self._health.set(protocol.SERVICE, health_pb2.HealthCheckResponse.SERVING)
         self._grow()
         repository.listen(self._model_changed)
@@ -212,22 +220,13 @@ class Server:
         # What is still open are Watch and reflection streams, which never end by themselves.
         self._grpc.stop(grace=0.2 if drained else None).wait(1.0)
         self._metrics.close()
+        self._core_watch.close()
         self._decoder.close()
         for pool in (*self._pools, self._control_pool, self._reflection_pool):
             pool.shutdown(wait=False, cancel_futures=True)
         if self._observer is not None:
             self._observer.close()
         return drained
-
-
-class _GrowingPool(ThreadPoolExecutor):
-    """A pool whose bound may be raised; threads come into being as they are needed."""
-
-    def __init__(self, thread_name_prefix: str) -> None:
-        super().__init__(1, thread_name_prefix=thread_name_prefix)
-
-    def grow(self, threads: int) -> None:
-        self._max_workers = max(self._max_workers, threads)
 
 
 def _observation(

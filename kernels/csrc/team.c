@@ -1,3 +1,4 @@
+#define _GNU_SOURCE
 #include "team.h"
 
 #include "cpu.h"
@@ -8,6 +9,7 @@
 #include <stdatomic.h>
 #include <stdint.h>
 #include <time.h>
+#include <unistd.h>
 
 #define TEAM_MAX 256
 #define SPIN_NANOSECONDS 50000L     /* a sleeper's wake-up costs about as much */
@@ -76,7 +78,17 @@ static int join_call(uint64_t number) {
     return 0;
 }
 
+/* Whoever started the thread may be bound to a core, on which it must not stay. */
+static void run_anywhere(void) {
+#ifdef __linux__
+    cpu_set_t cores;
+    if (sched_getaffinity(getpid(), sizeof cores, &cores) == 0)
+        sched_setaffinity(0, sizeof cores, &cores);
+#endif
+}
+
 static void *worker(void *argument) {
+    run_anywhere();
     uint64_t seen = first_seen[(intptr_t)argument];
     for (;;) {
         seen = next_call(seen);

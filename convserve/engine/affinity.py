@@ -1,0 +1,176 @@
+"""One core for the threads that run Python: they take turns anyway, under the interpreter's lock.
+
+A request passes from thread to thread. Where each of them sleeps on a core of its own, every pass
+has to wake a core, which takes longer than all that a small inference does: of a bare gRPC server
+17 context switches a request, and half of its throughput (docs/benchmarks.md). On one core the
+kernel only switches. What computes for longer than a moment is not bound to it.
+
+    bound()     around starting gRPC: the threads that come into being stay on the core, and theirs
+    roam()      for threads that compute, decode or load: all cores that the process may use
+    anywhere()  around long work in a thread that is bound
+
+When others keep the core busy while another one is idle, `CoreWatch` moves the threads there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+__all__ = ["CoreWatch", "anywhere", "bound", "choose", "roam"]
+
+_FOREIGN = 0.3  # the share of the core that others take before it is worth moving
+_BETTER = 0.3  # how much more of its time the other core must be idle
+_LOOK_SECONDS = 1.0
+
+_core: int | None = None  # None: nothing is bound
+
+
+def _allowed() -> set[int]:
+    """The cores of the process: those of its main thread, which is never bound for long."""
+    try:
+        return set(os.sched_getaffinity(os.getpid()))
+    except (AttributeError, OSError):  # not on every system
+        return set()
+
+
+def choose(index: int | None = None) -> int | None:
+    """The core for this process, of the ones that it may use; None if there is no choice.
+
+    index: which of them, for processes that shall not share one; None: any.
+    """
+    cores = sorted(_allowed())
+    if len(cores) < 2:
+        return None
+    return cores[(os.getpid() if index is None else index) % len(cores)]
+
+
+@contextlib.contextmanager
+def bound(core: int | None) -> Iterator[None]:
+    """Bind what is started in the block, and what that starts, to the core; None: bind nothing."""
+    global _core
+    if core is None:
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {core})
+    _core = core
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def roam() -> None:
+    """Let the calling thread run on all cores of the process."""
+    if _core is not None:
+        with contextlib.suppress(OSError):  # the cores were taken away: the kernel has seen to it
+            os.sched_setaffinity(0, _allowed())
+
+
+@contextlib.contextmanager
+def anywhere() -> Iterator[None]:
+    """Let the calling thread run on all cores during the block."""
+    if _core is None:
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    roam()
+    try:
+        yield
+    finally:
+        if len(before) == 1 and _core is not None:
+            with contextlib.suppress(OSError):
+                os.sched_setaffinity(0, {_core})
+
+
+class CoreWatch:
+    """Moves the bound threads to an idler core when others need theirs; `close()` ends it."""
+
+    def __init__(self, proc: Path = Path("/proc"), seconds: float = _LOOK_SECONDS) -> None:
+        self._proc = proc
+        self._closed = threading.Event()
+        self._seconds = seconds
+        if _core is not None and self._cores():
+            threading.Thread(target=self._watch, name="core watch", daemon=True).start()
+
+    def close(self) -> None:
+        """Look no more."""
+        self._closed.set()
+
+    def _watch(self) -> None:
+        roam()
+        before, suspicious = self._usage(), False
+        while not self._closed.wait(self._seconds):
+            now = self._usage()
+            better = self._better(before, now)
+            if better is not None and suspicious:  # for the second time
+                self.move(better)
+                now = self._usage()
+            before, suspicious = now, better is not None and not suspicious
+
+    def _usage(self) -> tuple[dict[int, tuple[int, int]], int]:
+        return self._cores(), self._own()
+
+    def _better(
+        self,
+        before: tuple[dict[int, tuple[int, int]], int],
+        now: tuple[dict[int, tuple[int, int]], int],
+    ) -> int | None:
+        """The core to move to, if others are busy on ours and it has more time for us."""
+        spent = {
+            core: (busy - before[0][core][0], idle - before[0][core][1])
+            for core, (busy, idle) in now[0].items()
+            if core in before[0]
+        }
+        share = {core: idle / max(busy + idle, 1) for core, (busy, idle) in spent.items()}
+        if _core is None or _core not in spent:
+            return None
+        busy, idle = spent[_core]
+        foreign = (busy - (now[1] - before[1])) / max(busy + idle, 1)
+        candidates = [core for core in _allowed() if core in share and core != _core]
+        if foreign < _FOREIGN or not candidates:
+            return None
+        best = max(candidates, key=lambda core: share[core])
+        return best if share[best] > share[_core] + _BETTER else None
+
+    def move(self, core: int) -> None:
+        """Bind what is bound to another core."""
+        global _core
+        old, _core = _core, core
+        for thread in self._threads():
+            with contextlib.suppress(OSError):  # it has just ended
+                if os.sched_getaffinity(thread) == {old}:
+                    os.sched_setaffinity(thread, {core})
+
+    def _cores(self) -> dict[int, tuple[int, int]]:
+        """Ticks that each core was busy and idle."""
+        found = {}
+        try:
+            lines = (self._proc / "stat").read_text().splitlines()
+        except OSError:
+            return {}
+        for line in lines:
+            name, *numbers = line.split()
+            if name.startswith("cpu") and name != "cpu":
+                user, nice, system, idle, wait, irq, soft, steal = map(int, numbers[:8])
+                busy = user + nice + system + irq + soft + steal
+                found[int(name[3:])] = (busy, idle + wait)
+        return found
+
+    def _threads(self) -> list[int]:
+        return [int(entry.name) for entry in (self._proc / "self/task").iterdir()]
+
+    def _own(self) -> int:
+        """Ticks that the bound threads have run."""
+        ticks = 0
+        for thread in self._threads():
+            with contextlib.suppress(OSError):
+                if os.sched_getaffinity(thread) == {_core}:
+                    text = (self._proc / f"self/task/{thread}/stat").read_text()
+                    user, system = text.rpartition(")")[2].split()[11:13]
+                    ticks += int(user) + int(system)
+        return ticks

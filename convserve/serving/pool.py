@@ -1,0 +1,144 @@
+"""The threads that calls run on: as many as may be under way, made when they are first needed.
+
+gRPC takes nothing but a `ThreadPoolExecutor` for the calls of one method. This one is leaner: a
+queue, a semaphore and a `Future` a call cost more than all else that a small inference does in
+Python. The thread that went idle last, whose stack is still in the cache, is the next to work.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+__all__ = ["CallPool"]
+
+_log = logging.getLogger(__name__)
+
+
+class CallPool(ThreadPoolExecutor):
+    """A pool for calls, whose bound may be raised. What it runs must catch its own exceptions."""
+
+    def __init__(self, name: str, threads: int = 1) -> None:
+        super().__init__(1)
+        self._name = name
+        self._guard = threading.Lock()  # of all below
+        self._limit = threads
+        self._made = 0
+        self._idle: list[_Worker] = []
+        self._backlog: deque[_Task] = deque()
+        self._closed = False
+
+    def grow(self, threads: int) -> None:
+        """Allow so many threads."""
+        with self._guard:
+            self._limit = max(self._limit, threads)
+
+    def submit(self, call: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        """Run `call` soon. Returns what takes one callback for its end, and nothing else.
+
+        RuntimeError after `shutdown`.
+        """
+        task = _Task(self._guard, call, args, kwargs)
+        with self._guard:
+            if self._closed:
+                raise RuntimeError("cannot schedule new calls after shutdown")
+            if self._idle:
+                worker = self._idle.pop()
+            elif self._made < self._limit:
+                self._made += 1
+                worker = _Worker(self._next, f"{self._name}_{self._made}")
+            else:
+                self._backlog.append(task)
+                return task
+        worker.give(task)
+        return task
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Take no more calls; idle threads end, busy ones after their call."""
+        with self._guard:
+            self._closed = True
+            idle, self._idle = self._idle, []
+            if cancel_futures:
+                self._backlog.clear()
+        for worker in idle:
+            worker.give(None)
+        super().shutdown(wait=wait)
+
+    def _next(self, worker: _Worker) -> _Task | None:
+        """What an idle worker does now; None: wait until something is given to it."""
+        with self._guard:
+            if self._backlog:
+                return self._backlog.popleft()
+            if self._closed:
+                worker.give(None)
+            else:
+                self._idle.append(worker)
+            return None
+
+
+class _Worker:
+    """A thread and the place where it is given its next task."""
+
+    def __init__(self, next_task: Callable[[_Worker], _Task | None], name: str) -> None:
+        self._next = next_task
+        self._given: _Task | None = None
+        self._wake = threading.Lock()
+        self._wake.acquire()
+        threading.Thread(target=self._run, name=name, daemon=True).start()
+
+    def give(self, task: _Task | None) -> None:
+        """To a worker that waits; None ends it."""
+        self._given = task
+        self._wake.release()
+
+    def _run(self) -> None:
+        task = None
+        while True:
+            if task is None:
+                self._wake.acquire()
+                task, self._given = self._given, None
+                if task is None:
+                    return
+            task.run()
+            task = self._next(self)
+
+
+class _Task:
+    """A call with its arguments, and who is to be told of its end."""
+
+    __slots__ = ("_args", "_call", "_done", "_guard", "_kwargs", "_told")
+
+    def __init__(
+        self,
+        guard: threading.Lock,
+        call: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> None:
+        self._guard, self._call, self._args, self._kwargs = guard, call, args, kwargs
+        self._done = False
+        self._told: Callable[[Any], Any] | None = None
+
+    def add_done_callback(self, callback: Callable[[Any], Any]) -> None:
+        """Call `callback(self)` once at the end; at once if that is past."""
+        with self._guard:
+            if not self._done:
+                self._told = callback
+                return
+        callback(self)
+
+    def run(self) -> None:
+        """Make the call."""
+        try:
+            self._call(*self._args, **self._kwargs)
+        except Exception:
+            _log.exception("a call ended in an exception that it should have caught")
+        with self._guard:
+            self._done = True
+            told = self._told
+        if told is not None:
+            told(self)
