@@ -97,6 +97,13 @@ _PORT = click.IntRange(0, 65535)
 )
 @threads_option
 @click.option(
+    "--one-core/--no-one-core",
+    default=True,
+    show_default=True,
+    help="Keep the threads of gRPC and Python on one core, where they hand over fastest, and move "
+    "them when others need it. Computing uses all cores.",
+)
+@click.option(
     "--max-batch-size",
     type=click.IntRange(1, 65536),
     default=64,
@@ -181,6 +188,7 @@ def command(
     port: int,
     metrics_port: int,
     threads: int | None,
+    one_core: bool,
     max_batch_size: int,
     max_queue_delay_us: int,
     max_queue_size: int,
@@ -260,6 +268,7 @@ def command(
             token_file=token_file,
             allow_admin=allow_admin,
             max_concurrent_streams=max_concurrent_streams,
+            one_core=one_core,
             access_log=access_log,
             access_log_format=access_log_format,
             trace=trace,

@@ -5,7 +5,7 @@ has to wake a core, which takes longer than all that a small inference does: of 
 17 context switches a request, and half of its throughput (docs/benchmarks.md). On one core the
 kernel only switches. What computes for longer than a moment is not bound to it.
 
-    bound()     around starting gRPC: the threads that come into being stay on the core, and theirs
+    bound()     starts gRPC: the threads that come into being stay on the core, and theirs
     roam()      for threads that compute, decode or load: all cores that the process may use
     anywhere()  around long work in a thread that is bound
 
@@ -17,10 +17,14 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 __all__ = ["CoreWatch", "anywhere", "bound", "choose", "roam"]
+
+T = TypeVar("T")
 
 _FOREIGN = 0.3  # the share of the core that others take before it is worth moving
 _BETTER = 0.3  # how much more of its time the other core must be idle
@@ -30,7 +34,7 @@ _core: int | None = None  # None: nothing is bound
 
 
 def _allowed() -> set[int]:
-    """The cores of the process: those of its main thread, which is never bound for long."""
+    """The cores of the process: those of its main thread, which is never bound."""
     try:
         return set(os.sched_getaffinity(os.getpid()))
     except (AttributeError, OSError):  # not on every system
@@ -48,20 +52,17 @@ def choose(index: int | None = None) -> int | None:
     return cores[(os.getpid() if index is None else index) % len(cores)]
 
 
-@contextlib.contextmanager
-def bound(core: int | None) -> Iterator[None]:
-    """Bind what is started in the block, and what that starts, to the core; None: bind nothing."""
+def bound(core: int | None, start: Callable[[], T]) -> T:
+    """What `start()` returns; the threads that it starts, and theirs, are bound to the core.
+
+    It is called in a thread that is bound, so that the main thread never is. None: binds nothing.
+    """
     global _core
     if core is None:
-        yield
-        return
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {core})
+        return start()
     _core = core
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, before)
+    with ThreadPoolExecutor(1, initializer=lambda: os.sched_setaffinity(0, {core})) as pool:
+        return pool.submit(start).result()
 
 
 def roam() -> None:

@@ -272,9 +272,11 @@ class BatchScheduler:
         except Exception as error:
             request.fail(error)
             return
-        spent = time.monotonic_ns() - started
-        self.statistics.executed(1, request.size, started - request.arrival, 0, spent, 0)
+        ended, images = time.monotonic_ns(), request.size
+        spent = ended - started
+        self.statistics.executed(1, images, started - request.arrival, 0, spent, 0)
         self._batch_seconds = spent * 1e-9
+        request.ran = (started, ended, images)
         request.finish(outputs)
 
     def _predict(

@@ -113,9 +113,8 @@ class Server:
         self._health = health.HealthServicer()
         self.host = options.host
         core = choose(options.core) if options.one_core else None
-        with bound(core):
-            self._grpc = self._make_grpc(options)
-            self.port = self._bind(options)
+        self._grpc = bound(core, lambda: self._make_grpc(options))
+        self.port = bound(core, lambda: self._bind(options))
         try:
             self._metrics = metrics.MetricsServer(
                 options.host,
@@ -126,8 +125,7 @@ class Server:
         except OSError as error:
             raise _cannot_listen(options.host, options.metrics_port, error) from None
         self.metrics_port = self._metrics.port
-        with bound(core):
-            self._grpc.start()
+        bound(core, self._grpc.start)
         self._core_watch = CoreWatch()
         self._health.set(protocol.SERVICE, health_pb2.HealthCheckResponse.SERVING)
         self._grow()

@@ -1,0 +1,160 @@
+"""Threads that run Python on one core; the rest goes where there is room."""
+
+from __future__ import annotations
+
+import os
+import threading
+
+import numpy as np
+import pytest
+
+from convserve.engine import affinity
+from convserve.engine.affinity import CoreWatch
+
+CORES = sorted(os.sched_getaffinity(0))
+pytestmark = pytest.mark.skipif(len(CORES) < 2, reason="needs two cores")
+
+
+@pytest.fixture(autouse=True)
+def fresh(monkeypatch):
+    monkeypatch.setattr(affinity, "_core", None)
+
+
+def cores_in_thread(*before):
+    """The cores of a thread that calls `before` first."""
+    seen = []
+
+    def run():
+        for call in before:
+            call()
+        seen.append(os.sched_getaffinity(0))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    return seen[0]
+
+
+def test_choice():
+    assert affinity.choose(0) == CORES[0]
+    assert affinity.choose(len(CORES) + 1) == CORES[1]
+    assert affinity.choose() in CORES
+
+
+def test_only_what_is_started_bound_is_bound():
+    assert affinity.bound(CORES[1], cores_in_thread) == {CORES[1]}
+    assert affinity.bound(CORES[1], lambda: cores_in_thread(affinity.roam)) == set(CORES)
+    assert os.sched_getaffinity(0) == set(CORES)
+    assert cores_in_thread() == set(CORES)
+
+
+def test_nothing_is_bound_without_a_core():
+    assert affinity.bound(None, cores_in_thread) == set(CORES)
+    with affinity.anywhere():
+        assert os.sched_getaffinity(0) == set(CORES)
+
+
+def test_long_work_goes_anywhere_and_comes_back():
+    seen = []
+
+    def work():
+        with pytest.raises(ValueError), affinity.anywhere():
+            seen.append(os.sched_getaffinity(0))
+            raise ValueError
+        seen.append(os.sched_getaffinity(0))
+
+    thread = threading.Thread(target=work)
+    affinity.bound(CORES[0], thread.start)
+    thread.join()
+    assert seen == [set(CORES), {CORES[0]}]
+
+
+def test_a_thread_that_is_not_bound_stays_free_after_long_work():
+    affinity.bound(CORES[0], lambda: None)
+    with affinity.anywhere():
+        pass
+    assert os.sched_getaffinity(0) == set(CORES)
+
+
+def test_the_engine_uses_all_cores_from_a_bound_thread():
+    from convserve.kernels._cores import usable_cores
+
+    expected, seen = usable_cores(), []
+    thread = threading.Thread(target=lambda: seen.append(usable_cores()))
+    affinity.bound(CORES[0], thread.start)
+    thread.join()
+    assert seen == [expected]
+
+
+class Proc:
+    """A /proc/stat of two cores that the test writes."""
+
+    def __init__(self, path):
+        self.path = path
+        self.ticks = np.zeros((len(CORES), 2), int)
+        self.write()
+
+    def add(self, **by_core):
+        for name, (busy, idle) in by_core.items():
+            self.ticks[int(name[1:])] += busy, idle
+        self.write()
+
+    def write(self):
+        lines = ["cpu 0 0 0 0 0 0 0 0 0 0"]
+        for core, (busy, idle) in zip(CORES, self.ticks, strict=True):
+            lines.append(f"cpu{core} {busy} 0 0 {idle} 0 0 0 0 0 0")
+        (self.path / "stat").write_text("\n".join([*lines, "intr 1", ""]))
+
+
+@pytest.fixture
+def proc(tmp_path):
+    (tmp_path / "self/task").mkdir(parents=True)
+    return Proc(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("ours", "others", "moves"),
+    [
+        ((90, 10), (5, 95), True),  # others are busy on ours, and the other is idle
+        ((90, 10), (80, 20), False),  # the other is as busy
+        ((20, 80), (5, 95), False),  # there is room enough
+    ],
+)
+def test_when_to_move(proc, monkeypatch, ours, others, moves):
+    watch = CoreWatch(proc.path)
+    monkeypatch.setattr(affinity, "_core", CORES[0])
+    before = watch._usage()
+    proc.add(c0=ours, c1=others)
+    assert watch._better(before, watch._usage()) == (CORES[1] if moves else None)
+
+
+def test_own_work_is_no_reason_to_move(proc, monkeypatch):
+    watch = CoreWatch(proc.path)
+    monkeypatch.setattr(affinity, "_core", CORES[0])
+    cores, _ = watch._usage()
+    proc.add(c0=(90, 10), c1=(0, 100))
+    assert watch._better((cores, 0), (watch._cores(), 85)) is None
+
+
+def test_a_move_takes_all_bound_threads_and_no_other():
+    stop, started = threading.Event(), threading.Barrier(4)
+    seen = {}
+
+    def run(name):
+        started.wait(30)
+        stop.wait(30)
+        seen[name] = os.sched_getaffinity(0)
+
+    threads = [threading.Thread(target=run, args=("free",))]
+    threads[0].start()
+    for name in ("a", "b"):
+        threads.append(threading.Thread(target=run, args=(name,)))
+        affinity.bound(CORES[0], threads[-1].start)
+    started.wait(30)
+    watch = CoreWatch(seconds=3600)
+    watch.move(CORES[1])
+    watch.close()
+    stop.set()
+    for thread in threads:
+        thread.join(30)
+    assert seen == {"free": set(CORES), "a": {CORES[1]}, "b": {CORES[1]}}
