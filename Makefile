@@ -14,7 +14,7 @@ KERNELS := $(wildcard kernels/*.pyx kernels/*.pxd kernels/csrc/*.[ch])
 PACKAGING := setup.py pyproject.toml \
 	$(wildcard protos/*.proto clients/python/pyproject.toml clients/python/setup.py)
 
-.PHONY: help build test demo lint check-deploy soak-reload soak-engine sanitize check-native check-aarch64 wheel bench bench-quick bench-layers bench-serving clean distclean
+.PHONY: help build test demo lint check-deploy soak-reload soak-engine sanitize check-native check-aarch64 wheel bench bench-quick bench-layers bench-serving bench-training clean distclean
 .DELETE_ON_ERROR:
 
 help:  ## show the targets
@@ -102,6 +102,10 @@ bench-quick: $(VENV)/.installed-onnx $(BENCH_VENV)/.installed  ## a few minutes 
 
 bench-serving: $(VENV)/.installed  ## the server beside a bare gRPC echo, into docs/benchmarks-serving.md
 	$(BIN)/python -m benchmarks.serving --docs docs/benchmarks-serving.md $(BENCH_ARGS)
+
+bench-training: $(VENV)/.installed $(BENCH_VENV)/.installed  ## training beside PyTorch, into docs/benchmarks-training.md
+	$(BIN)/python -m benchmarks.training --torch $(BENCH_VENV)/bin/python \
+		--docs docs/benchmarks-training.md $(BENCH_ARGS)
 
 bench-layers: $(VENV)/.installed  ## GFLOP/s of convolution layers, beside the measured peak
 	$(BIN)/convserve bench --layers

@@ -36,6 +36,9 @@ if platform.machine() in ("x86_64", "AMD64"):
     ]  # fmt: skip
 ISA_DEFINES = [f"-DCS_HAVE_{isa.upper()}=1" for isa in ISA_FLAGS]
 HEADERS = sorted(str(p) for p in Path("kernels/csrc").glob("*.h"))
+TRAIN_STEP = [
+    f"kernels/csrc/train_{part}.c" for part in ("step", "operations", "linear", "norm", "pointwise")
+]
 TRAIN_CONV = [f"kernels/csrc/train_{part}.c" for part in ("conv", "pack", "passes", "weights")]
 
 
@@ -122,6 +125,10 @@ extensions = [
     extension(
         "_executor",
         [f"kernels/csrc/{name}.c" for name in ("executor", "operations", "team")],
+    ),
+    extension(
+        "_trainer",
+        [*TRAIN_CONV, *TRAIN_STEP],
     ),
 ]
 

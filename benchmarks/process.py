@@ -20,15 +20,20 @@ class WorkerError(Exception):
 
 
 class Process:
-    """Runs `benchmarks.worker` under `python`; its prints go to the file `log`."""
+    """Runs `benchmarks.worker` (or its like) under `python`; its prints go to the file `log`."""
 
     def __init__(
-        self, python: Path, contestant: str, log: Path, environment: Mapping[str, str]
+        self,
+        python: Path,
+        contestant: str,
+        log: Path,
+        environment: Mapping[str, str],
+        module: str = "benchmarks.worker",
     ) -> None:
         self.contestant = contestant
         self._log = log.open("ab")
         self._child = subprocess.Popen(
-            [str(python), "-m", "benchmarks.worker", contestant],
+            [str(python), "-m", module, contestant],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log,
             cwd=ROOT, env={**os.environ, **environment}, text=True,
         )  # fmt: skip

@@ -22,6 +22,7 @@ import signal
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -115,15 +116,16 @@ def _end_with_parent() -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def main(contestant: str) -> None:
+def serve(make: Callable[[], Any]) -> None:
+    """Answers commands by the methods of what `make` makes, until there are no more."""
     _end_with_parent()
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    worker: Worker | None = None
+    worker: Any = None
     for line in sys.stdin:
         command = json.loads(line)
         try:
-            worker = worker or Worker(contestant)
+            worker = worker or make()
             answer = getattr(worker, command.pop("do"))(**command)
         except Exception as error:
             traceback.print_exc()
@@ -132,4 +134,4 @@ def main(contestant: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    serve(lambda: Worker(sys.argv[1]))

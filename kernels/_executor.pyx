@@ -87,6 +87,16 @@ cdef extern from "executor.h" nogil:
                      const float **tables, float **results, float **arenas, int threads,
                      int64_t *spent)
 
+cdef extern from "team.h" nogil:
+    void cs_team_run(int threads, void (*work)(void *argument, int rank, int size) noexcept nogil,
+                     void *argument)
+
+
+cdef void run_on_team(int threads, void (*work)(void *argument, int rank, int size) noexcept nogil,
+                      void *argument) noexcept nogil:
+    cs_team_run(threads, work, argument)
+
+
 # Below this number of multiply-accumulates a call a second thread costs more than it brings.
 cdef double THREADS_FROM = 6e5
 # Below this number other threads wait for the lock of the interpreter for so short a time that they

@@ -15,7 +15,7 @@ from convserve.errors import TrainingError
 from convserve.graph import architectures
 from convserve.preprocessing import INTERPOLATIONS, MAX_SIDE
 from convserve.training import Group, TrainConfig
-from convserve.training.config import INITIALISATIONS, OPTIMISERS, SCHEDULES
+from convserve.training.config import INITIALISATIONS, OPTIMISERS, SCHEDULES, STEPS
 
 __all__ = ["data_options", "setting_options"]
 
@@ -204,6 +204,11 @@ setting_options = _stack(
         "patience",
         "Stop after so many epochs without a better validation accuracy (0: never).",
         type=click.IntRange(0),
+    ),
+    _setting(
+        "step",
+        "Compiled forward and backward passes, or the plain ones that they are checked against.",
+        type=click.Choice(STEPS),
     ),
     _setting("seed", type=click.IntRange(min=0)),
 )

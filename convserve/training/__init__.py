@@ -2,7 +2,9 @@
 
     train ─▶ loop         epochs, validation, export, provenance
                ├── TrainStep (step)        forward, backward, update of one batch
-               │     └── LayerwiseStep     on the public kernels: rules, loss, optimisers
+               │     ├── CompiledStep      tape, assemble: one call of compiled code a batch
+               │     ├── LayerwiseStep     on the public kernels: rules, loss; its oracle
+               │     └── optimisers
                ├── Batches (batches)       shuffled, augmented by `augment`, made ahead
                ├── schedules
                ├── checkpoint              resumes bit for bit
@@ -11,6 +13,7 @@
 A run is a function of the graph, the data and a `TrainConfig`: the same bits each time.
 """
 
+from convserve.training.compiled import CompiledStep
 from convserve.training.config import TrainConfig
 from convserve.training.groups import Group
 from convserve.training.layerwise import LayerwiseStep
@@ -22,6 +25,7 @@ from convserve.training.step import StepResult, TrainStep
 __all__ = [
     "SGD",
     "Adam",
+    "CompiledStep",
     "EpochRecord",
     "Group",
     "LayerwiseStep",

@@ -11,12 +11,13 @@ from convserve.training.augment.config import AugmentConfig
 from convserve.training.checks import check_choice, check_integer, check_number
 from convserve.training.groups import Group
 
-__all__ = ["INITIALISATIONS", "OPTIMISERS", "SCHEDULES", "TrainConfig"]
+__all__ = ["INITIALISATIONS", "OPTIMISERS", "SCHEDULES", "STEPS", "TrainConfig"]
 
 # To the learning rate unless one is given.
 OPTIMISERS = {"adam": 0.001, "adamw": 0.001, "muon": 0.05, "sgd": 0.05}
 SCHEDULES = ("constant", "cosine", "linear", "one-cycle", "piecewise", "step")
 INITIALISATIONS = ("dirac", "he")
+STEPS = ("auto", "compiled", "layerwise")
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,8 @@ class TrainConfig(AugmentConfig):
     class_weights: of each class's images in the loss, "balanced" for the inverse of their number,
     None for equal.
     patience: epochs without a better validation accuracy after which to stop (0: never).
+    step: "compiled" forward and backward, the plain "layerwise" ones that they are checked against,
+    or "auto": compiled where it knows every layer.
     And the fields of `AugmentConfig`: what is done to the images and their targets, and the seed.
 
     Raises TrainingError for a value out of range, TypeError for one of a wrong type.
@@ -77,6 +80,7 @@ class TrainConfig(AugmentConfig):
     lookahead_decay: float = 0.95
     class_weights: str | tuple[float, ...] | None = None
     patience: int = 0
+    step: str = "auto"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -88,6 +92,7 @@ class TrainConfig(AugmentConfig):
         check_choice("initialisation", self.initialisation, INITIALISATIONS)
         check_choice("optimiser", self.optimiser, tuple(OPTIMISERS))
         check_choice("schedule", self.schedule, SCHEDULES)
+        check_choice("step", self.step, STEPS)
         if self.lr is None:
             object.__setattr__(self, "lr", OPTIMISERS[self.optimiser])
         for name in ("lr", "sgd_lr"):

@@ -10,19 +10,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from convserve.errors import ShapeError
 from convserve.graph import Graph, Node
-from convserve.graph.layers import Softmax
+from convserve.training.dropout import CounterRandom
 from convserve.training.loss import cross_entropy
+from convserve.training.network import ancestors, trained_network
 from convserve.training.optimisers import Optimiser
-from convserve.training.rules import RULES
+from convserve.training.rules import RULES, Rng
 from convserve.training.step import Array, StepResult
 
 __all__ = ["LayerwiseStep"]
-
-DROPOUT_STREAM = 0xD209  # tells dropout's random numbers from others of the same seed
 
 
 class LayerwiseStep:
@@ -42,18 +39,9 @@ class LayerwiseStep:
         *,
         seed: int = 0,
     ) -> None:
-        outputs = list(graph.outputs.values())
-        if len(outputs) != 1 or len(graph.shape(outputs[0])) != 1:
-            raise ShapeError(
-                "training needs a graph with one output of shape (classes,), it has "
-                + ", ".join(f"{name} {graph.shape(name)}" for name in outputs)
-            )
-        self._graph = graph
-        self._output = graph.node(outputs[0])
-        # Cross-entropy is taken of the logits, where it is stable; the softmax is part of it.
-        fused = isinstance(self._output.op, Softmax)
-        self._logits = self._output.inputs[0] if fused else self._output.name
-        self._trained = _ancestors(graph, self._logits)
+        network = trained_network(graph)
+        self._graph, self._output = graph, network.output
+        self._logits, self._trained = network.logits, network.trained
         for node in self._trained.values():
             if type(node.op) not in RULES:
                 raise ShapeError(f"layer {node.name!r}: {node.op.op} is for inference only")
@@ -92,7 +80,7 @@ class LayerwiseStep:
 
         Batch norm's running statistics move.
         """
-        rng = np.random.default_rng([self._seed, DROPOUT_STREAM, self._steps])
+        rng = CounterRandom(self._seed, self._steps)
         values: dict[str, Array] = {self._graph.input_name: x}
         saved: dict[str, Any] = {}
         for node in self._trained.values():
@@ -105,7 +93,7 @@ class LayerwiseStep:
     def predict(self, x: Array) -> Array:
         """Scores [N, K] in inference mode, for x float32 [N, C, H, W] normalised."""
         values = {self._graph.input_name: x}
-        nodes = _ancestors(self._graph, self._output.name).values()
+        nodes = ancestors(self._graph, self._output.name).values()
         for node in nodes:
             values[node.name], _ = self._forward(node, values, None)
         return values[self._output.name]
@@ -122,9 +110,7 @@ class LayerwiseStep:
         self._steps = values["steps"]
         self._optimiser.steps = self._steps
 
-    def _forward(
-        self, node: Node, values: Mapping[str, Array], rng: np.random.Generator | None
-    ) -> tuple[Array, Any]:
+    def _forward(self, node: Node, values: Mapping[str, Array], rng: Rng) -> tuple[Array, Any]:
         inputs = [values[name] for name in node.inputs]
         return RULES[type(node.op)].forward(node.op, inputs, self._local[node.name], rng)
 
@@ -143,12 +129,3 @@ class LayerwiseStep:
                     by_output[name] = by_output[name] + part if name in by_output else part
             by_param |= {f"{node.name}.{local}": value for local, value in of_params.items()}
         return by_param
-
-
-def _ancestors(graph: Graph, name: str) -> dict[str, Node]:
-    """The layers that `name` depends on and itself, by name, in topological order."""
-    needed = {name}
-    for node in reversed(graph.nodes):
-        if node.name in needed:
-            needed.update(node.inputs)
-    return {node.name: node for node in graph.nodes if node.name in needed}

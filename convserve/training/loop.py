@@ -33,6 +33,7 @@ from convserve.graph import Graph
 from convserve.training import checkpoint
 from convserve.training.averaging import Averages
 from convserve.training.batches import Batches
+from convserve.training.compiled import CompiledStep
 from convserve.training.config import TrainConfig
 from convserve.training.evaluation import accuracy
 from convserve.training.every import Every
@@ -144,7 +145,7 @@ class _Run:
         self.steps_per_epoch = len(self.batches)
         self.schedule = make_schedule(config, self.steps_per_epoch)
         start = init or Start.fresh(graph, dataset, config)
-        self.step: TrainStep = LayerwiseStep(
+        self.step: TrainStep = _step_class(graph, config)(
             graph,
             start.params,
             make_optimiser(
@@ -280,6 +281,12 @@ class _Run:
             f"{what} of epoch {self.state.epoch}, at a learning rate of {lr:.4g}: training "
             f"diverged. Try a lower lr or a longer warmup.{kept}"
         )
+
+
+def _step_class(graph: Graph, config: TrainConfig) -> type[CompiledStep] | type[LayerwiseStep]:
+    if config.step == "auto":
+        return CompiledStep if CompiledStep.supports(graph) else LayerwiseStep
+    return CompiledStep if config.step == "compiled" else LayerwiseStep
 
 
 def _check_fit(graph: Graph, dataset: Dataset, config: TrainConfig) -> None:

@@ -15,13 +15,15 @@ import numpy as np
 from convserve import kernels
 from convserve.graph import layers
 from convserve.graph.layers import Operator
+from convserve.training.curves import CURVES
+from convserve.training.dropout import CounterRandom
 from convserve.training.step import Array
 
-__all__ = ["RULES", "Rule"]
+__all__ = ["RULES", "Rng", "Rule"]
 
 Inputs = Sequence[Array]
 Params = Mapping[str, Array]  # of one layer, by local name
-Rng = np.random.Generator | None  # None: inference mode
+Rng = CounterRandom | np.random.Generator | None  # None: inference mode
 Grads = tuple[Sequence[Array], dict[str, Array]]  # by the inputs, by the parameters
 
 
@@ -163,15 +165,56 @@ def _flatten_back(op: Any, shape: tuple[int, ...], grad: Array, params: Params) 
     return [grad.reshape(shape)], {}
 
 
+def _curve(op: Any, inputs: Inputs, params: Params, rng: Rng) -> tuple[Array, Any]:
+    x = inputs[0]
+    return CURVES[type(op)].value(op, x).astype(x.dtype), x
+
+
+def _curve_back(op: Any, x: Array, grad: Array, params: Params) -> Grads:
+    return [grad * CURVES[type(op)].slope(op, x).astype(x.dtype)], {}
+
+
+def _global_max_pool2d(op: Any, inputs: Inputs, params: Params, rng: Rng) -> tuple[Array, Any]:
+    x = inputs[0]
+    return x.max(axis=(2, 3), keepdims=True), x
+
+
+def _global_max_pool2d_back(op: Any, x: Array, grad: Array, params: Params) -> Grads:
+    # The first of equal largest values gets the gradient, as in max_pool2d.
+    flat = x.reshape(*x.shape[:2], -1)
+    dx = np.zeros_like(flat)
+    np.put_along_axis(dx, flat.argmax(axis=2)[..., None], grad[..., 0], axis=2)
+    return [dx.reshape(x.shape)], {}
+
+
+def _mul(op: Any, inputs: Inputs, params: Params, rng: Rng) -> tuple[Array, Any]:
+    return inputs[0] * inputs[1], inputs
+
+
+def _mul_back(op: Any, inputs: Any, grad: Array, params: Params) -> Grads:
+    a, b = inputs
+    return [_like(grad * b, a.shape), _like(grad * a, b.shape)], {}
+
+
+def _like(grad: Array, shape: tuple[int, ...]) -> Array:
+    # A (C, 1, 1) input went with every pixel, and gets the sum of what they send back.
+    return grad if grad.shape == shape else grad.sum(axis=(2, 3), keepdims=True)
+
+
+def _sub(op: Any, inputs: Inputs, params: Params, rng: Rng) -> tuple[Array, Any]:
+    return inputs[0] - inputs[1], [x.shape for x in inputs]
+
+
+def _sub_back(op: Any, shapes: Any, grad: Array, params: Params) -> Grads:
+    return [_like(grad, shapes[0]), _like(-grad, shapes[1])], {}
+
+
 def _add(op: Any, inputs: Inputs, params: Params, rng: Rng) -> tuple[Array, Any]:
     return inputs[0] + inputs[1], [x.shape for x in inputs]
 
 
 def _add_back(op: Any, shapes: Any, grad: Array, params: Params) -> Grads:
-    # A (C, 1, 1) input went with every pixel, and gets the sum of what they send back.
-    return [
-        grad if grad.shape == shape else grad.sum(axis=(2, 3), keepdims=True) for shape in shapes
-    ], {}
+    return [_like(grad, shape) for shape in shapes], {}
 
 
 def _concat(op: Any, inputs: Inputs, params: Params, rng: Rng) -> tuple[Array, Any]:
@@ -193,7 +236,11 @@ RULES: dict[type[Operator], Rule] = {
     layers.Dropout: Rule(_dropout, _dropout_back),
     layers.Flatten: Rule(_flatten, _flatten_back),
     layers.GlobalAvgPool2d: Rule(_global_avg_pool2d, _global_avg_pool2d_back),
+    layers.GlobalMaxPool2d: Rule(_global_max_pool2d, _global_max_pool2d_back),
     layers.MaxPool2d: Rule(_max_pool2d, _max_pool2d_back),
+    layers.Mul: Rule(_mul, _mul_back),
     layers.ReLU: Rule(_relu, _relu_back),
     layers.Softmax: Rule(_softmax, _softmax_back),
+    layers.Sub: Rule(_sub, _sub_back),
+    **dict.fromkeys(CURVES, Rule(_curve, _curve_back)),
 }

@@ -123,6 +123,8 @@ typedef struct cs_norm {
     int64_t x_row, x_plane, y_row, y_plane;
 } cs_norm;
 
+struct cs_train_kernels;   /* train_kernels.h */
+
 typedef struct cs_kernels {
     const char *isa;
     int32_t block;
@@ -208,6 +210,8 @@ typedef struct cs_kernels {
     /* one block -> NCHW, C-contiguous rows: y_c floats between channels, y_h between rows */
     void (*unpack)(int channels, int h0, int h1, int w, const float *x, int64_t x_row,
                    float *y, int64_t y_c, int64_t y_h);
+
+    const struct cs_train_kernels *train;
 
     /* floating-point operations done by `rounds` of the densest multiply-add loop of this set */
     double (*peak)(int64_t rounds, float *sink);

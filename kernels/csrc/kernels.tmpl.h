@@ -19,6 +19,12 @@
 #include "winograd_train.tmpl.h"
 #include "train.tmpl.h"
 
+#include "gemm.tmpl.h"
+#include "train_norm.tmpl.h"
+#include "train_pointwise.tmpl.h"
+#include "train_pool.tmpl.h"
+#include "train_table.tmpl.h"
+
 #define CS_STRING2(x) #x
 #define CS_STRING(x) CS_STRING2(x)
 
@@ -58,5 +64,6 @@ const cs_kernels CS_CAT(cs_kernels_, CS_ISA) = {
     .rearrange = rearrange,
     .pack = pack,
     .unpack = unpack,
+    .train = &train_table,
     .peak = peak,
 };

@@ -65,8 +65,8 @@ CS_INLINE vf v_tanh(vf x) {
     return (vf)((vi)size | ((vi)x & INT32_MIN));
 }
 
-/* x times the normal distribution's share below x */
-CS_INLINE vf v_gelu(vf x) {
+/* the normal distribution's share below x */
+CS_INLINE vf v_normal(vf x) {
     const vf a = v_clip(v_abs(x), (vf){0}, v_set(16.0f));
     /* the share above a, exp(-a^2 / 2) g(a): a^2 in two parts, or its rounding would show */
     const vf high = (vf)((vi)a & ~0xfff);
@@ -84,8 +84,10 @@ CS_INLINE vf v_gelu(vf x) {
     g = g * t + v_set(0.1439943165f);
     g = g * t + v_set(0.1436045468f);
     const vf above = e * g * t;
-    return x * v_select(x > (vf){0}, v_set(1.0f) - above, above);
+    return v_select(x > (vf){0}, v_set(1.0f) - above, above);
 }
+
+CS_INLINE vf v_gelu(vf x) { return x * v_normal(x); }
 
 CS_INLINE vf v_gelu_tanh(vf x) {
     /* (1 + tanh(u)) / 2 = sigmoid(2 u), u = sqrt(2 / pi) (x + 0.044715 x^3) */

@@ -1,0 +1,140 @@
+"""The compiled training step: forward, loss and backward of a batch in one call without the GIL.
+
+    graph ─ tape ─▶ operations over tensors ─ assemble ─▶ kernels._trainer
+                                                           │  x, targets
+    params, one flat array ◀─ optimiser ◀─ gradients, another, with the same offsets
+
+The bits of a step depend on the network, the batch and the state, not on the number of threads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from convserve import kernels
+from convserve.errors import ShapeError
+from convserve.graph import Graph
+from convserve.kernels._trainer import Trainer
+from convserve.training.assemble import assemble
+from convserve.training.dropout import step_keys
+from convserve.training.network import trained_network
+from convserve.training.optimisers import Optimiser
+from convserve.training.step import Array, StepResult
+from convserve.training.taped_layers import TRAINABLE, make_tape
+
+__all__ = ["CompiledStep"]
+
+LINE = 16  # floats of a cache line, at which each array begins
+
+
+class CompiledStep:
+    """A `TrainStep` for graphs whose trained layers it all knows (`supports`).
+
+    params: float32 arrays by "<layer>.<param>"; copied. Memory is made for the largest batch so far
+    and used again. Raises ShapeError if the graph has several outputs, one that is not a row of
+    scores, or a layer that it does not know.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        params: Mapping[str, Array],
+        optimiser: Optimiser,
+        *,
+        seed: int = 0,
+    ) -> None:
+        network = trained_network(graph)
+        for node in network.trained.values():
+            if type(node.op) not in TRAINABLE:
+                raise ShapeError(f"layer {node.name!r}: {node.op.op} is for inference only")
+        self._graph, self._network = graph, network
+        specs = graph.parameter_specs()
+        # What no output depends on has no gradient, and stays as it is.
+        names = [
+            name
+            for name, spec in specs.items()
+            if spec.trainable and name.rpartition(".")[0] in network.trained
+        ]
+        self.flat_params, trainable = _flat({name: params[name] for name in names})
+        self.flat_grads, self._grads = _flat({name: np.zeros_like(params[name]) for name in names})
+        self._params = {
+            name: trainable[name] if name in trainable else params[name].copy() for name in specs
+        }
+        self._trainable = trainable
+        self._optimiser = optimiser
+        optimiser.prepare(trainable)
+        self._seed = seed
+        self._steps = 0
+        self._trainer: Trainer | None = None
+        self._batch = self._dropouts = 0
+
+    @staticmethod
+    def supports(graph: Graph) -> bool:
+        """Whether it can train the graph."""
+        return all(type(node.op) in TRAINABLE for node in trained_network(graph).trained.values())
+
+    @property
+    def params(self) -> Mapping[str, Array]:
+        return self._params
+
+    def step(self, x: Array, targets: Array, lr: float) -> StepResult:
+        result = self._run(x, targets)
+        self._optimiser.update(self._trainable, self._grads, lr)
+        self._steps += 1
+        return result
+
+    def gradients(self, x: Array, targets: Array) -> tuple[StepResult, dict[str, Array]]:
+        """Loss, correct count, and the gradient by every trainable parameter; no update.
+
+        Batch norm's running statistics move.
+        """
+        result = self._run(x, targets)
+        return result, {name: grad.copy() for name, grad in self._grads.items()}
+
+    def state(self) -> tuple[dict[str, Array], dict[str, Any]]:
+        arrays = {f"params.{name}": value for name, value in self._params.items()}
+        arrays |= {f"optimiser.{n}": value for n, value in self._optimiser.state().items()}
+        return arrays, {"steps": self._steps}
+
+    def load_state(self, arrays: Mapping[str, Array], values: Mapping[str, Any]) -> None:
+        own, _ = self.state()
+        for name, array in own.items():
+            array[...] = arrays[name]
+        self._steps = values["steps"]
+        self._optimiser.steps = self._steps
+
+    def _run(self, x: Array, targets: Array) -> StepResult:
+        if self._trainer is None or len(x) > self._batch:
+            self._trainer = None  # first give back what the smaller one held
+            self._trainer = self._build(len(x))
+        keys = step_keys(self._seed, self._steps, self._dropouts)
+        x, targets = np.ascontiguousarray(x), np.ascontiguousarray(targets)
+        return StepResult(*self._trainer.run(x, targets, keys, kernels.num_threads()))
+
+    def _build(self, batch: int) -> Trainer:
+        tape = make_tape(self._graph, self._network.trained, self._network.logits)
+        self._batch, self._dropouts = batch, tape.dropouts
+        (classes,) = self._graph.shape(self._network.logits)
+        return assemble(tape, batch, classes, self._graph.input_shape, self._params, self._grads)
+
+
+def _flat(arrays: Mapping[str, Array]) -> tuple[NDArray[np.float32], dict[str, Array]]:
+    """The arrays' values in one array, zeros between them, and views of them by name."""
+    offsets, size = {}, 0
+    for name, array in arrays.items():
+        offsets[name] = size
+        size += -(-array.size // LINE) * LINE
+    # Kernels read whole vectors, so there is one more line.
+    memory = np.zeros(size + 2 * LINE, np.float32)
+    start = -(memory.ctypes.data // 4) % LINE
+    flat = memory[start : start + size + LINE]
+    views = {}
+    for name, array in arrays.items():
+        view = flat[offsets[name] : offsets[name] + array.size].reshape(array.shape)
+        view[...] = array
+        views[name] = view
+    return flat, views

@@ -1,0 +1,45 @@
+"""Which layers of a graph are trained, and on what scores the loss is taken."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from convserve.errors import ShapeError
+from convserve.graph import Graph, Node
+from convserve.graph.layers import Softmax
+
+__all__ = ["Network", "ancestors", "trained_network"]
+
+
+class Network(NamedTuple):
+    """logits: the layer that the loss reads; trained: it and what it depends on, by name, in
+    topological order; output: the graph's one output."""
+
+    logits: str
+    trained: dict[str, Node]
+    output: Node
+
+
+def trained_network(graph: Graph) -> Network:
+    """Cross-entropy is taken of the logits, where it is stable: a final softmax is part of it.
+
+    Raises ShapeError if the graph has several outputs, or one that is not a row of scores.
+    """
+    outputs = list(graph.outputs.values())
+    if len(outputs) != 1 or len(graph.shape(outputs[0])) != 1:
+        raise ShapeError(
+            "training needs a graph with one output of shape (classes,), it has "
+            + ", ".join(f"{name} {graph.shape(name)}" for name in outputs)
+        )
+    output = graph.node(outputs[0])
+    logits = output.inputs[0] if isinstance(output.op, Softmax) else output.name
+    return Network(logits, ancestors(graph, logits), output)
+
+
+def ancestors(graph: Graph, name: str) -> dict[str, Node]:
+    """The layers that `name` depends on and itself, by name, in topological order."""
+    needed = {name}
+    for node in reversed(graph.nodes):
+        if node.name in needed:
+            needed.update(node.inputs)
+    return {node.name: node for node in graph.nodes if node.name in needed}

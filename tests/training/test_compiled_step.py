@@ -1,0 +1,269 @@
+"""The compiled step against the layerwise one, which is checked against numerical derivatives.
+
+Gradients agree within what float32 sums of so many terms allow: the oracle runs in float64 on the
+naive reference for the small graphs, and on the kernels for the large ones.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+import pytest
+import reference
+import training_graphs as small
+
+from convserve import kernels, layers
+from convserve.datasets.base import Split, build
+from convserve.errors import ShapeError, TrainingError
+from convserve.graph import Graph, architectures
+from convserve.training import (
+    SGD,
+    Adam,
+    CompiledStep,
+    LayerwiseStep,
+    TrainConfig,
+    rules,
+    train,
+)
+from convserve.training.loss import smoothed_targets
+
+CLASSES = small.CLASSES
+
+
+CURVES = [
+    layers.ReLU(),
+    layers.Clip(-0.5, 0.75),
+    layers.LeakyReLU(0.2),
+    layers.LeakyReLU(-0.3),
+    layers.ELU(0.7),
+    layers.GELU(),
+    layers.GELU("tanh"),
+    layers.HardSigmoid(),
+    layers.HardSwish(),
+    layers.SiLU(),
+    layers.Sigmoid(),
+    layers.Tanh(),
+]
+
+
+def curve(function: layers.Operator) -> Graph:
+    """A curve by itself, joined to a convolution if it can be, to batch norm, and to a residual."""
+    g = Graph((2, 5, 4))
+    x = g.add(layers.AvgPool2d(2, 1), g.add(layers.Conv2d(3, 3, padding=1)))
+    x = g.add(function, g.add(function, x))
+    x = g.add(function, g.add(layers.BatchNorm(), g.add(layers.Conv2d(3, 1), x)))
+    y = g.add(layers.BatchNorm(), g.add(function, g.add(layers.Conv2d(3, 1), x)))
+    g.add(function, g.add(layers.Add(), y, x))
+    return small.classified(g)
+
+
+def excitation() -> Graph:
+    """Depthwise convolution and squeeze-and-excitation, 17 channels: one more than a block."""
+    g = Graph((3, 8, 8))
+    g.add(layers.Conv2d(17, 3, 2, padding=1, bias=False, rounding="floor"))
+    g.add(layers.BatchNorm())
+    x = g.add(layers.HardSwish())
+    y = g.add(layers.Conv2d(17, 3, padding=1, groups=17), x)
+    y = g.add(layers.Clip(), g.add(layers.BatchNorm(), y))
+    g.add(layers.GlobalAvgPool2d(), y)
+    g.add(layers.Conv2d(4, 1))
+    g.add(layers.ReLU())
+    g.add(layers.Conv2d(17, 1))
+    gate = g.add(layers.HardSigmoid())
+    y = g.add(layers.Mul(), y, gate)
+    y = g.add(layers.Mul(), gate, g.add(layers.Sub(), y, gate))
+    g.add(layers.BatchNorm(), g.add(layers.Conv2d(17, 1, bias=False), y))
+    g.add(layers.Add(), "bn3", x)
+    g.add(layers.GlobalMaxPool2d())
+    return small.classified(g)
+
+
+def dag() -> Graph:
+    """Concats on and off the borders of blocks, several readers, strides, dilation, no bias."""
+    g = Graph((1, 9, 9))
+    x = g.add(layers.ReLU(), g.add(layers.Conv2d(16, 3, padding=1, bias=False)))
+    a = g.add(layers.MaxPool2d(3, 1, 1), x)
+    b = g.add(layers.Conv2d(16, 3, padding=2, dilation=2, groups=4), x)
+    c = g.add(layers.ReLU(), g.add(layers.BatchNorm(), g.add(layers.Conv2d(5, 1), x)))
+    y = g.add(layers.Concat(), a, b, c, a)
+    z = g.add(layers.Conv2d(16, (3, 2), (2, 3), padding=((1, 0), (0, 1)), rounding="floor"), y)
+    w = g.add(layers.Conv2d(16, 3, 3, rounding="floor"), x)
+    z = g.add(layers.Concat(), z, g.add(layers.AvgPool2d((1, 1)), z))
+    z = g.add(layers.Flatten(), g.add(layers.GlobalAvgPool2d(), z))
+    w = g.add(layers.Flatten(), g.add(layers.GlobalMaxPool2d(), w))
+    g.add(layers.Concat(), z, w, z)
+    g.add(layers.Dropout(0.3))
+    g.add(layers.Affine(9))
+    g.add(layers.BatchNorm())
+    g.add(layers.SiLU())
+    g.add(layers.Dropout(0.0))
+    g.add(layers.Affine(CLASSES))
+    return g
+
+
+def overlapping() -> Graph:
+    """Windows that overlap or leave pixels out, over an activation that others read too."""
+    g = Graph((2, 9, 8))
+    x = g.add(layers.ReLU(), g.add(layers.Conv2d(4, 3)))
+    a = g.add(layers.MaxPool2d(3, 2, ((1, 0), (0, 1)), rounding="floor"), x)
+    b = g.add(layers.AvgPool2d(3, 2, ((1, 0), (0, 1)), rounding="floor"), x)
+    g.add(layers.Mul(), a, b)
+    g.add(layers.MaxPool2d(2, rounding="ceil"), g.add(layers.Conv2d(3, 1)))
+    return small.classified(g)
+
+
+OWN = [*(partial(curve, function) for function in CURVES), excitation, dag, overlapping]
+
+
+def name_of(make):
+    return repr(make.args[0]) if isinstance(make, partial) else make.__name__
+
+
+by_graph = pytest.mark.parametrize("make", [*small.GRAPHS, *OWN], ids=name_of)
+
+
+@pytest.mark.parametrize("make", OWN, ids=name_of)
+def test_the_oracle_knows_these_too(make, monkeypatch):
+    monkeypatch.setattr(rules, "kernels", reference)
+    small.check_against_differences(make)
+
+
+@by_graph
+def test_gradients_agree_with_the_oracle_in_float64(make, isa, monkeypatch):
+    exact, x, targets = small.problem(make, np.float64, count=5)
+    graph = make()
+    params = {name: value.astype(np.float32) for name, value in exact.params.items()}
+    step = CompiledStep(graph, params, SGD())
+    result, grads = step.gradients(x.astype(np.float32), targets.astype(np.float32))
+    monkeypatch.setattr(rules, "kernels", reference)
+    expected, expected_grads = exact.gradients(x, targets)
+    assert result.loss == pytest.approx(expected.loss, rel=1e-5)
+    assert result.correct == expected.correct
+    assert grads.keys() == expected_grads.keys()
+    for name, grad in grads.items():
+        assert grad.dtype == np.float32
+        scale = np.abs(expected_grads[name]).max()
+        np.testing.assert_allclose(
+            grad, expected_grads[name], rtol=1e-3, atol=1e-5 + 1e-4 * scale, err_msg=name
+        )
+    for name, value in step.params.items():
+        np.testing.assert_allclose(value, exact.params[name], rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+NETWORKS = {
+    "lenet": {},
+    "simple_convnet": {},
+    "deep_convnet": {"dropout": 0.3},
+    "resnet20": {"blocks": 1},
+    "mlp": {},
+}
+
+
+def batches(graph, counts, classes=10, seed=1):
+    rng = np.random.default_rng(seed)
+    for count in counts:
+        x = rng.standard_normal((count, *graph.input_shape), np.float32)
+        yield x, smoothed_targets(rng.integers(0, classes, count), classes, 0.1)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_networks_train_as_with_the_oracle(name):
+    graph = architectures.build(name, **NETWORKS[name])
+    params = graph.initialise(0)
+    steps = [make(graph, params, SGD(), seed=5) for make in (LayerwiseStep, CompiledStep)]
+    # A last batch that is smaller reuses the memory, a larger one gets more.
+    for x, targets in batches(graph, (11, 4, 13)):
+        expected, result = (step.step(x, targets, 0.005) for step in steps)
+        assert result.loss == pytest.approx(expected.loss, rel=2e-4)
+        assert result.correct == expected.correct
+    for key, value in steps[1].params.items():
+        # What moved is compared; a value near a bend may go the other way.
+        wanted = steps[0].params[key]
+        moved = np.abs(wanted - params[key]).max()
+        assert np.abs(value - wanted).mean() <= 0.02 * moved + 1e-7, key
+
+
+@pytest.mark.parametrize("make", [dag, excitation])
+@pytest.mark.parametrize("count", [1, 7, 40])
+def test_the_same_bits_with_any_number_of_threads(make, count):
+    graph = make()
+    before = kernels.num_threads()
+    found = []
+    try:
+        for threads in (1, 2, 3):
+            kernels.set_num_threads(threads)
+            step = CompiledStep(graph, graph.initialise(0), SGD(), seed=2)
+            losses = [step.step(*batch, 0.01) for batch in batches(graph, (count, count), CLASSES)]
+            found.append((losses, {name: value.tobytes() for name, value in step.params.items()}))
+    finally:
+        kernels.set_num_threads(before)
+    assert found[0] == found[1] == found[2]
+
+
+@pytest.mark.parametrize("make_optimiser", [SGD, Adam])
+def test_state_continues_bit_for_bit_whatever_batch_came_first(make_optimiser):
+    graph = dag()
+    whole = CompiledStep(graph, graph.initialise(0), make_optimiser(), seed=2)
+    data = list(batches(graph, (20, 20, 9), CLASSES))
+    for batch in data[:2]:
+        whole.step(*batch, 0.01)
+    arrays, values = whole.state()
+    arrays = {name: array.copy() for name, array in arrays.items()}
+    rest = CompiledStep(graph, graph.initialise(7), make_optimiser(), seed=2)
+    rest.load_state(arrays, values)
+    assert whole.step(*data[2], 0.01) == rest.step(*data[2], 0.01)
+    for name, value in whole.params.items():
+        assert value.tobytes() == rest.params[name].tobytes(), name
+
+
+def test_parameters_and_gradients_are_flat_with_the_same_offsets():
+    graph = architectures.build("lenet")
+    params = graph.initialise(0)
+    step = CompiledStep(graph, params, SGD())
+    ((x, targets),) = batches(graph, (4,))
+    _, grads = step.gradients(x, targets)
+    assert step.flat_params.shape == step.flat_grads.shape
+    for name, value in step.params.items():
+        assert (value == params[name]).all()
+        assert np.shares_memory(value, step.flat_params)
+        start = (value.ctypes.data - step.flat_params.ctypes.data) // 4
+        assert (step.flat_grads[start : start + value.size] == grads[name].ravel()).all()
+
+
+def test_an_overflow_shows_in_the_loss():
+    graph = architectures.build("mlp", (1, 4, 4))
+    step = CompiledStep(graph, graph.initialise(0), SGD())
+    targets = smoothed_targets(np.zeros(2, np.int64), 10)
+    assert not np.isfinite(step.step(np.full((2, 1, 4, 4), np.inf, np.float32), targets, 0.1).loss)
+
+
+def test_what_it_does_not_know_is_refused():
+    g = Graph((1, 4, 4))
+    g.add(layers.LRN(3))
+    g = small.classified(g)
+    assert not CompiledStep.supports(g)
+    with pytest.raises(ShapeError, match="layer 'lrn1': lrn is for inference only"):
+        CompiledStep(g, g.initialise(0), SGD())
+    g.set_output("affine1", "a")
+    g.set_output("softmax1", "b")
+    with pytest.raises(ShapeError, match="one output of shape"):
+        CompiledStep(g, g.initialise(0), SGD())
+
+
+def test_a_run_takes_the_step_that_it_is_told():
+    rng = np.random.default_rng(0)
+    split = Split(rng.integers(0, 256, (12, 1, 4, 4), np.uint8), np.arange(12) % CLASSES)
+    data = build("noise", split, None, ("a", "b", "c"), validation=None, seed=0)
+    g = Graph((1, 4, 4))
+    g.add(layers.Conv2d(3, 3))
+    settings = {"epochs": 1, "batch_size": 5, "shift": 0}
+    g = small.classified(g)
+    losses = {
+        step: train(g, data, step=step, **settings).history[0].loss
+        for step in ("auto", "compiled", "layerwise")
+    }
+    assert losses["auto"] == losses["compiled"]
+    assert losses["layerwise"] == pytest.approx(losses["auto"], rel=1e-4)
+    with pytest.raises(TrainingError, match="step must be one of auto, compiled, layerwise"):
+        TrainConfig(step="fast")
