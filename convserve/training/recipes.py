@@ -74,6 +74,7 @@ RECIPES = {
             "label_smoothing": 0.1,
             "shift": 2,
             "rotation": 10.0,
+            "zoom": 0.1,
             "ema": 0.998,
         },
         {"widths": [16, 32, 64, 64, 128]},

@@ -105,7 +105,8 @@ def test_a_signal_leaves_a_checkpoint_and_resume_ends_with_the_same_model(
     digits, tmp_path, capsys, number
 ):
     out, whole = tmp_path / "m.npz", tmp_path / "whole.npz"
-    args = (*SMALL, "--epochs", 20, "--arch-option", "hidden=[2000]")  # most of a second
+    # Most of a second; one thread, as two would wait for each other on a busy machine.
+    args = (*SMALL, "--epochs", 20, "--arch-option", "hidden=[2000]", "--threads", 1)
     with start(digits, out, *args) as process:
         try:
             for line in process.stdout:

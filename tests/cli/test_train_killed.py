@@ -74,6 +74,10 @@ SETTINGS = {
     "batch-size": 16,
     "validation": 0.2,
     "shift": 2,
+    "rotation": 10,
+    "flip": "alternating",
+    "cutout": 3,
+    "mixup": 0.2,
     "lr": 0.01,
     "clip": 5,
     "ema": 0.9,
@@ -87,7 +91,7 @@ SETTINGS = {
 def arguments(data, out):
     pairs = {**SETTINGS, "data": data, "out": out}
     words = [str(word) for name, value in pairs.items() for word in (f"--{name}", value)]
-    return ["train", *words, "--flip"]
+    return ["train", *words]
 
 
 def test_killed_five_times_it_ends_with_the_same_bits(data, tmp_path, capsys):
