@@ -12,9 +12,12 @@ from convserve import layers, model_file
 from convserve.cli import main
 from convserve.cli._run_file import to_toml
 from convserve.cli.train import _Job, _report
+from convserve.datasets.base import Split, build
 from convserve.graph import Graph, architectures
 from convserve.model_file import ModelFile
-from convserve.training import EpochRecord, Group, TrainConfig, TrainResult
+from convserve.training import EpochRecord, Group, TrainConfig, TrainResult, train
+from convserve.training.groups import matching
+from convserve.training.initialise import initialise
 from convserve.training.recipes import RECIPES
 
 if sys.version_info >= (3, 11):
@@ -233,6 +236,24 @@ def test_recipes_are_complete_and_can_be_run():
         assert group.weight_decay is not None
         assert rates[group.match] * group.weight_decay == pytest.approx(0.004)
     assert isinstance(fast.groups[0], Group)
+
+
+@pytest.mark.parametrize("name", sorted(RECIPES))
+def test_every_recipe_takes_a_step(name):
+    recipe = RECIPES[name]
+    shape = architectures.default_input_shape(recipe.arch)
+    x = np.random.default_rng(0).integers(0, 256, (10, *shape), np.uint8)
+    data = build(
+        "noise", Split(x, np.arange(10)), None, tuple("0123456789"), validation=None, seed=0
+    )
+    graph = architectures.build(recipe.arch, shape, **recipe.arch_options)
+    config = recipe.config(epochs=1, batch_size=5)
+    begin = initialise(graph, data, config)
+    result = train(graph, data, config)
+    assert np.isfinite(result.history[-1].loss)
+    same = {key for key, value in result.model.params.items() if np.array_equal(value, begin[key])}
+    frozen = {key for pattern in config.freeze for key in matching(pattern, begin)}
+    assert same == frozen
 
 
 def test_an_early_stop_is_told(data, tmp_path, capsys):
