@@ -7,15 +7,17 @@ from cython.parallel cimport prange, threadid
 from libc.stdint cimport int64_t
 from libc.string cimport memset
 
-from convserve.kernels._core cimport Buffer, borrow, cs_wgrad, release, thread_count
+from convserve.kernels._core cimport Buffer, borrow, release, thread_count
 from convserve.kernels._packed cimport PackedConv, Source, source_floats, source_planes, stage
 
 from convserve.kernels._arguments import conv_groups, conv_window, float32_array, float32_shaped
+from convserve.kernels._packed import PLANAR_CHANNELS
+from convserve.kernels._train_conv import TrainConv
 
 # Below this number of multiply-accumulates a second thread costs more than it brings.
 cdef double THREADS_FROM = 1e6
-# Floats that the weight gradient stages at a time: what the caches hold.
-cdef int64_t STAGED_FLOATS = 1 << 20
+# Of a batch, whose weight gradients are computed side by side.
+PARTS = 4
 
 
 def conv2d(x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1, rounding="error"):
@@ -32,7 +34,7 @@ def conv2d(x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1, roun
         bias = float32_shaped(bias, "conv2d: bias", weight.shape[:1], "one value a filter")
     packed = PackedConv(weight, bias, x.shape[2], x.shape[3], stride, padding, dilation, groups)
     out = np.empty((x.shape[0], weight.shape[0], window.oh, window.ow), np.float32)
-    cdef Source source = _source(x, packed, window.pt, window.pl, 1, 1,
+    cdef Source source = _source(x, packed, window.pt, window.pl,
                                  x.shape[2] + window.pt + window.pb,
                                  x.shape[3] + window.pl + window.pr)
     _run(packed, &source, out)
@@ -50,10 +52,20 @@ def conv2d_backward(grad, x, weight, stride=1, padding=0, dilation=1, groups=1, 
     x, weight, window = _checked(x, weight, stride, padding, dilation, groups, rounding,
                                  "conv2d_backward")
     shape = (x.shape[0], weight.shape[0], window.oh, window.ow)
-    grad = float32_shaped(grad, "conv2d_backward: grad", shape, "the output's shape")
-    dbias = grad.sum(axis=(2, 3), dtype=np.float64).sum(axis=0).astype(np.float32)
-    dx = _input_gradient(grad, x, weight, window, groups) if input_gradient else None
-    return dx, _weight_gradient(grad, x, weight, window, groups), dbias
+    grad = _whole_steps(float32_shaped(grad, "conv2d_backward: grad", shape, "the output's shape"))
+    if not x.shape[0]:
+        dx = np.zeros(x.shape, np.float32) if input_gradient else None
+        return dx, np.zeros(weight.shape, np.float32), np.zeros(shape[1], np.float32)
+    sides = (window.pt, window.pb), (window.pl, window.pr)
+    arguments = x.shape, weight.shape, window[2:4], sides, window[4:6], groups, "floor"
+    # Direct sums, which the documented tolerance is for, of parts that the shapes alone determine.
+    choices = {"ways": ("direct",) * 3, "parts": min(x.shape[0], PARTS)}
+    layer = TrainConv(*arguments, planar=x.shape[1] < PLANAR_CHANNELS, **choices)
+    dweight, dbias = layer.weight_gradient(grad, x)
+    if not input_gradient:
+        return None, dweight, dbias
+    layer = TrainConv(*arguments, **choices)
+    return layer.data_gradient(grad, np.ascontiguousarray(weight)), dweight, dbias
 
 
 def _checked(x, weight, stride, padding, dilation, groups, rounding, name):
@@ -69,18 +81,14 @@ def _whole_steps(array):
     return array if all(s % 4 == 0 for s in array.strides) else np.ascontiguousarray(array)
 
 
-def _sides(window):
-    return (window.pt, window.pb), (window.pl, window.pr)
-
-
-cdef Source _source(const float[:, :, :, :] x, PackedConv packed, int top, int left, int up_h,
-                    int up_w, int rows, int columns):
+cdef Source _source(const float[:, :, :, :] x, PackedConv packed, int top, int left, int rows,
+                    int columns):
     cdef Source s
     s.data = &x[0, 0, 0, 0] if x.shape[0] else NULL
     s.n_step, s.c_step = x.strides[0] // 4, x.strides[1] // 4
     s.h_step, s.w_step = x.strides[2] // 4, x.strides[3] // 4
     s.channels, s.height, s.width = <int>x.shape[1], <int>x.shape[2], <int>x.shape[3]
-    s.top, s.left, s.up_h, s.up_w, s.rows, s.columns = top, left, up_h, up_w, rows, columns
+    s.top, s.left, s.rows, s.columns = top, left, rows, columns
     s.planar, s.block = packed.planar, packed.block
     return s
 
@@ -152,92 +160,3 @@ cdef void _parts(PackedConv p, const Source *s, int64_t i, int planes, int threa
                        rows * (part % bands + 1) // bands, x, p.weights.data, p.bias.data, NULL, y)
     for part in prange(p.blocks, num_threads=threads, schedule="static"):
         _unpack(p, part, y, image)
-
-
-def _input_gradient(grad, x, weight, window, groups):
-    """dx: the output's gradient, its pixels a stride apart, convolved with the rotated filters."""
-    _, c, h, w = x.shape
-    o, depth, kh, kw = weight.shape
-    turned = weight.reshape(groups, o // groups, depth, kh, kw)[..., ::-1, ::-1]
-    turned = turned.transpose(0, 2, 1, 3, 4).reshape(c, o // groups, kh, kw)
-    reach_h, reach_w = window.dh * (kh - 1), window.dw * (kw - 1)
-    packed = PackedConv(turned, None, h + reach_h, w + reach_w, dilation=(window.dh, window.dw),
-                        groups=groups)
-    dx = np.empty(x.shape, np.float32)
-    cdef Source source = _source(_whole_steps(grad), packed, reach_h - window.pt,
-                                 reach_w - window.pl, window.sh, window.sw, h + reach_h,
-                                 w + reach_w)
-    _run(packed, &source, dx)
-    return dx
-
-
-def _weight_gradient(grad, x, weight, window, groups):
-    """dweight: for each filter tap, the sum over images and pixels of input times gradient."""
-    cdef PackedConv p = PackedConv(np.zeros(weight.shape, np.float32), None, x.shape[2], x.shape[3],
-                                   (window.sh, window.sw), _sides(window), (window.dh, window.dw),
-                                   groups)
-    cdef float[:, :, :, ::1] dweight = np.empty(weight.shape, np.float32)
-    cdef Source s = _source(x, p, window.pt, window.pl, 1, 1, x.shape[2] + window.pt + window.pb,
-                            x.shape[3] + window.pl + window.pr)
-    cdef Source g = _source(_whole_steps(grad), p, 0, 0, 1, 1, window.oh, window.ow)
-    g.planar = False
-    cdef int64_t n = x.shape[0], done = 0, chunk, i, px = 1 if s.planar else s.block
-    cdef int64_t x_floats = source_floats(&s), g_floats = source_floats(&g)
-    cdef int planes = source_planes(&s), g_planes = source_planes(&g), threads = thread_count()
-    cdef int64_t room = min(n, max(1, STAGED_FLOATS // (x_floats + g_floats)))
-    cdef int taps = p.kh * p.conv.kw, tasks = p.conv.tiles * p.planes * taps, task
-    cdef double macs = <double>n * window.oh * window.ow * weight.size
-    if macs < THREADS_FROM:
-        threads = 1
-    cdef Buffer scratch = borrow(room * (x_floats + g_floats))
-    cdef float *xs = scratch.data
-    cdef float *gs = xs + room * x_floats
-    cdef cs_wgrad a
-    p.read_from(px * s.rows * s.columns, s.columns * px, px)
-    a.oh, a.ow = window.oh, window.ow
-    a.x_image, a.x_oh, a.x_px = x_floats, p.conv.x_oh, p.conv.x_px
-    a.g_image, a.g_row = g_floats, <int64_t>g.columns * p.block
-    a.g_block = g.rows * a.g_row
-    with nogil:
-        memset(xs, 0, room * x_floats * sizeof(float))
-        while done < n:
-            chunk = min(room, n - done)
-            a.n = chunk
-            for i in prange(chunk, num_threads=threads, schedule="guided"):
-                _stage_both(p, &s, &g, done + i, planes, g_planes, xs + i * x_floats,
-                            gs + i * g_floats)
-            for task in prange(tasks, num_threads=threads, schedule="dynamic"):
-                _tap_gradient(p, &a, task // (p.planes * taps), task // taps % p.planes,
-                              task % taps, xs, gs)
-            done += chunk
-        p.transfer(&dweight[0, 0, 0, 0], p.weights.data, True)
-    release(scratch)
-    return np.asarray(dweight)
-
-
-cdef void _stage_both(PackedConv p, const Source *s, const Source *g, int64_t i, int planes,
-                      int g_planes, float *x, float *grad) noexcept nogil:
-    cdef int plane
-    for plane in range(planes):
-        stage(p.kernels, s, i, plane, x)
-    for plane in range(g_planes):
-        stage(p.kernels, g, i, plane, grad)
-
-
-cdef void _tap_gradient(PackedConv p, const cs_wgrad *a, int t, int plane, int tap, const float *x,
-                        const float *g) noexcept nogil:
-    """One tap of one plane for one tile, added to its place among the packed weights."""
-    cdef int kh = tap // p.conv.kw, kw = tap % p.conv.kw
-    cdef int ldw = p.tiles[t].blocks * p.block, inner = p.inner(plane), b = 0, blocks
-    cdef float *dw = p.weights.data + p.tiles[t].weight
-    plane -= p.tiles[t].plane
-    if plane < 0 or plane >= p.tiles[t].planes:
-        return
-    # all planes before the tensor's last one are full
-    dw += (<int64_t>plane * p.kh * p.conv.kw * p.conv.inner + <int64_t>tap * inner) * ldw
-    x += (plane + p.tiles[t].plane) * p.conv.x_plane + kh * p.conv.x_kh + kw * p.conv.x_kw
-    while b < p.tiles[t].blocks:
-        blocks = min(2, p.tiles[t].blocks - b)
-        p.kernels.wgrad(a, inner, blocks, ldw, x, g + (p.tiles[t].block + b) * a.g_block,
-                        dw + b * p.block)
-        b += blocks

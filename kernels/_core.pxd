@@ -32,11 +32,6 @@ cdef extern from "cs.h" nogil:
         cs_activation activation
         int64_t x_plane, x_row, y_block, y_row, r_block, r_row
 
-    ctypedef struct cs_wgrad:
-        int64_t n, oh, ow
-        int64_t x_image, x_oh, x_px
-        int64_t g_image, g_row, g_block
-
     ctypedef struct cs_pool:
         int32_t h, w, oh, ow, kh, kw, sh, sw, pt, pl, pb, pr
         int32_t count_padding
@@ -62,8 +57,6 @@ cdef extern from "cs.h" nogil:
                      const float *bias, const float *r, float *y) noexcept nogil
         void (*depthwise)(const cs_depthwise *p, int block, int oh0, int oh1, const float *x,
                           const float *w, const float *bias, float *y) noexcept nogil
-        void (*wgrad)(const cs_wgrad *p, int inner, int blocks, int ldw, const float *x,
-                      const float *g, float *dw) noexcept nogil
         void (*activate)(const cs_activation *f, int64_t n, const float *x, int64_t x_px, float *y,
                          int64_t y_px) noexcept nogil
         void (*pack)(int channels, int h0, int h1, int w, const float *x, int64_t x_c, int64_t x_h,

@@ -11,7 +11,6 @@ cdef struct Source:
     int64_t n_step, c_step, h_step, w_step  # strides of `data`, in floats
     int channels, height, width
     int top, left         # where its first pixel goes; negative: the rows before are left out
-    int up_h, up_w        # distance of its pixels in the buffer (zeros between them)
     int rows, columns     # of the buffer
     bint planar           # NCHW instead of blocked
     int block
@@ -38,5 +37,5 @@ cdef class PackedConv:
     # Strides of the input, which already holds its padding, and of the output: set before running.
     cdef void read_from(self, int64_t plane, int64_t row, int64_t px) noexcept nogil
     cdef void write_to(self, int64_t block, int64_t row, int64_t px) noexcept nogil
-    # Copy between OIHW and the packed order; `transfer` walks both.
-    cdef void transfer(self, float *oihw, float *packed, bint unpack) noexcept nogil
+    # OIHW -> the packed order
+    cdef void transfer(self, const float *oihw, float *packed) noexcept nogil

@@ -37,36 +37,27 @@ cdef int64_t source_floats(const Source *s) noexcept nogil:
     return <int64_t>source_planes(s) * s.rows * s.columns * (1 if s.planar else s.block)
 
 
-cdef inline int first_inside(int64_t offset, int step) noexcept nogil:
-    return (-offset + step - 1) // step if offset < 0 else 0
-
-
-cdef inline int end_inside(int64_t offset, int step, int size, int limit) noexcept nogil:
-    cdef int64_t end = (limit - offset + step - 1) // step if limit > offset else 0
-    return min(size, end)
-
-
 cdef void stage(const cs_kernels *k, const Source *s, int64_t n, int plane,
                 float *buffer) noexcept nogil:
-    cdef int h0 = first_inside(s.top, s.up_h), h1 = end_inside(s.top, s.up_h, s.height, s.rows)
-    cdef int w0 = first_inside(s.left, s.up_w), w1 = end_inside(s.left, s.up_w, s.width, s.columns)
+    cdef int h0 = max(0, -s.top), h1 = min(s.height, s.rows - s.top)
+    cdef int w0 = max(0, -s.left), w1 = min(s.width, s.columns - s.left)
     cdef int64_t size = 1 if s.planar else s.block, row = s.columns * size
     cdef float *y = buffer + (<int64_t>plane * s.rows + s.top) * row
-    y += (s.left + <int64_t>w0 * s.up_w) * size
+    y += (s.left + <int64_t>w0) * size
     cdef const float *x = s.data + n * s.n_step + plane * size * s.c_step + w0 * s.w_step
     cdef int h, w
     if w1 <= w0:
         return
     if not s.planar:
         k.pack(min(s.block, s.channels - plane * s.block), h0, h1, w1 - w0, x,
-               s.c_step, s.h_step, s.w_step, y, row * s.up_h, size * s.up_w)
+               s.c_step, s.h_step, s.w_step, y, row, size)
         return
     for h in range(h0, h1):
-        if s.w_step == 1 and s.up_w == 1:
-            memcpy(y + h * s.up_h * row, x + h * s.h_step, (w1 - w0) * sizeof(float))
+        if s.w_step == 1:
+            memcpy(y + h * row, x + h * s.h_step, (w1 - w0) * sizeof(float))
         else:
             for w in range(w1 - w0):
-                y[h * s.up_h * row + w * s.up_w] = x[h * s.h_step + w * s.w_step]
+                y[h * row + w] = x[h * s.h_step + w * s.w_step]
 
 
 cdef class PackedConv:
@@ -113,7 +104,7 @@ cdef class PackedConv:
 
         cdef const float[:, :, :, ::1] w = weight
         self.weights = Buffer(self.weight_floats)
-        self.transfer(<float *>&w[0, 0, 0, 0], self.weights.data, False)
+        self.transfer(&w[0, 0, 0, 0], self.weights.data)
         cdef const float[:] b
         cdef int o
         self.bias = Buffer(<size_t>self.blocks * self.block)
@@ -176,11 +167,10 @@ cdef class PackedConv:
         self.conv.y_row = row
         self.conv.y_px = px
 
-    cdef void transfer(self, float *oihw, float *packed, bint unpack) noexcept nogil:
+    cdef void transfer(self, const float *oihw, float *packed) noexcept nogil:
         cdef int per_group = self.filters // self.groups, depth = self.channels // self.groups
         cdef int t, plane, kh, kw, tap, k, lane, o, c, inner, first, end
         cdef const cs_conv_tile *tile
-        cdef float *place
         for t in range(self.conv.tiles):
             tile = &self.tiles[t]
             for plane in range(tile.plane, tile.plane + tile.planes):
@@ -194,16 +184,11 @@ cdef class PackedConv:
                             first = c // depth * per_group - tile.block * self.block
                             end = min(first + per_group, tile.blocks * self.block)
                             first = max(first, 0)
-                            if not unpack:
-                                memset(packed, 0, tile.blocks * self.block * sizeof(float))
+                            memset(packed, 0, tile.blocks * self.block * sizeof(float))
                             for lane in range(first, end):
                                 o = tile.block * self.block + lane
-                                place = oihw + tap + self.kw * (
-                                    (<int64_t>o * depth + c % depth) * self.kh + kh)
-                                if unpack:
-                                    place[0] = packed[lane]
-                                else:
-                                    packed[lane] = place[0]
+                                packed[lane] = oihw[tap + self.kw * (
+                                    (<int64_t>o * depth + c % depth) * self.kh + kh)]
                             packed += tile.blocks * self.block
 
     def bench(self, images=1, threads=1, seconds=0.2):

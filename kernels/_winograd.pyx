@@ -89,7 +89,7 @@ cdef class PackedWinograd:
         cdef float[:, :, ::1] packed = np.empty((n, *weight.shape[:2]), np.float32)
         _transform(np.ascontiguousarray(weight), G[m], packed)
         for i in range(n):
-            self.product.transfer(&packed[i, 0, 0], self.weights.data + i * self.coefficient, False)
+            self.product.transfer(&packed[i, 0, 0], self.weights.data + i * self.coefficient)
         # the layer's bias, then as many zeros for the products
         self.bias = Buffer(2 * self.product.blocks * self.product.block)
         cdef const float[:] b

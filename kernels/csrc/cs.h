@@ -159,10 +159,6 @@ typedef struct cs_kernels {
     void (*winograd_filter_gradient)(int m, int count, const float *u, int64_t u_coefficient, float *g);
     void (*depthwise)(const cs_depthwise *p, int block, int oh0, int oh1, const float *x,
                       const float *w, const float *bias, float *y);
-    /* dw[inner][blocks * b] += sum x * g for `blocks` <= 2 output blocks; rows of dw are ldw apart. */
-    void (*wgrad)(const cs_wgrad *p, int inner, int blocks, int ldw, const float *x, const float *g,
-                  float *dw);
-
     /* dw[inner][b] of each of `blocks` <= 2 output blocks, dw_block apart, = (or with `add`: +=) sum x * g */
     void (*weight_gradient)(const cs_wgrad *p, int inner, int blocks, const float *x, const float *g,
                             float *dw, int64_t dw_block, int add);

@@ -14,7 +14,6 @@
 #include "peak.tmpl.h"
 #include "pointwise.tmpl.h"
 #include "pool.tmpl.h"
-#include "wgrad.tmpl.h"
 #include "winograd.tmpl.h"
 #include "winograd_train.tmpl.h"
 #include "train.tmpl.h"
@@ -43,7 +42,6 @@ const cs_kernels CS_CAT(cs_kernels_, CS_ISA) = {
     .winograd_filter = winograd_filter,
     .winograd_filter_gradient = winograd_filter_gradient,
     .depthwise = depthwise,
-    .wgrad = wgrad,
     .weight_gradient = weight_gradient,
     .depthwise_gradient = depthwise_gradient,
     .depthwise_scatter = depthwise_scatter,
