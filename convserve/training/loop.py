@@ -40,7 +40,7 @@ from convserve.training.every import Every
 from convserve.training.export import Exporter, check_writable
 from convserve.training.layerwise import LayerwiseStep
 from convserve.training.loss import class_weights
-from convserve.training.optimisers import make_optimiser
+from convserve.training.make_optimiser import make_optimiser
 from convserve.training.progress import Progress, TrainResult
 from convserve.training.run_checkpoint import RunCheckpoint
 from convserve.training.schedules import make_schedule

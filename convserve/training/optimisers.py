@@ -1,7 +1,7 @@
-"""Update rules: SGD with momentum, Adam and AdamW, Muon. All change the parameters in place.
+"""Update rules: SGD with momentum, Adam and AdamW. All change the parameters in place.
 
 Every rule is one fused pass over all parameters (`kernels/_optimiser.pyx`), views into one flat
-array or arrays of their own; only Muon's matrices are multiplied one by one.
+array or arrays of their own.
 """
 
 from __future__ import annotations
@@ -14,15 +14,11 @@ from typing import ClassVar, Protocol
 import numpy as np
 
 from convserve.errors import ShapeError
-from convserve.graph import Graph
-from convserve.graph.layers import Affine
 from convserve.kernels._optimiser import Arena
-from convserve.training.config import TrainConfig
 from convserve.training.groups import Group, Setting, settings_for
-from convserve.training.muon import orthogonalised
 from convserve.training.step import Array
 
-__all__ = ["SGD", "Adam", "Muon", "Optimiser", "make_optimiser"]
+__all__ = ["SGD", "Adam", "Optimiser", "ScheduleOf"]
 
 ScheduleOf = Callable[[float], Callable[[int], float]]
 
@@ -218,134 +214,3 @@ class Adam(_Fused):
             scale,
             self.steps + 1,
         )
-
-
-class Muon(SGD):
-    """Muon (Jordan et al. 2024) for filters and matrices, and SGD with Nesterov for the rest.
-
-    Of a filter or matrix [O, …] of O rows: v ← momentum · v + g, and the update g + momentum · v
-    is replaced by the nearest matrix with orthonormal rows (or columns); the weights are first
-    scaled to the norm √O, so the learning rate is a rotation a step, and they need no decay.
-
-    head: names that are left to SGD although they are matrices, as a network's last layer is.
-    sgd_momentum and sgd_lr (times the learning rate): of what SGD updates.
-    """
-
-    def __init__(
-        self,
-        momentum: float = 0.6,
-        *,
-        sgd_momentum: float = 0.9,
-        sgd_lr: float = 1.0,
-        head: Iterable[str] = (),
-        weight_decay: float = 0.0,
-        decoupled: bool = False,
-        clip: float | None = None,
-        groups: Iterable[Group] = (),
-        schedule: ScheduleOf | None = None,
-    ) -> None:
-        super().__init__(
-            sgd_momentum,
-            weight_decay=weight_decay,
-            decoupled=decoupled,
-            clip=clip,
-            groups=groups,
-            schedule=schedule,
-        )
-        self.muon_momentum, self.sgd_lr, self.head = momentum, sgd_lr, frozenset(head)
-        self._muon: dict[str, tuple[Setting, Array]] = {}  # and its velocity
-
-    def update(self, params: Mapping[str, Array], grads: Mapping[str, Array], lr: float) -> None:
-        step, scale = self.steps, 1.0
-        if self._muon and self.clip is not None:
-            self._arena.bind(tuple(grads[name] for name in self._settings))
-            scale = self._scale(grads)
-        super().update(params, grads, lr * self.sgd_lr)
-        for name, (setting, velocity) in self._muon.items():
-            param, grad = params[name], grads[name]
-            rate = lr if setting.schedule is None else setting.schedule(step)
-            velocity *= self.muon_momentum
-            velocity += scale * grad
-            update = scale * grad + self.muon_momentum * velocity
-            rows = len(param)
-            # Not by BLAS, whose sums may depend on its threads.
-            norm = sqrt(float(np.square(param, dtype=np.float64).sum()))
-            if norm > 0:
-                param *= np.float32(sqrt(rows) / norm)
-            turned = orthogonalised(update.reshape(rows, -1)).reshape(param.shape)
-            param -= np.float32(rate * setting.lr) * turned
-
-    def state(self) -> dict[str, Array]:
-        turned = {f"velocity.{name}": velocity for name, (_, velocity) in self._muon.items()}
-        return super().state() | turned
-
-    def _matrices(self, params: Mapping[str, Array]) -> Iterable[str]:
-        return [name for name, p in params.items() if p.ndim > 1 and name not in self.head]
-
-    def _divide(self, settings: dict[str, Setting]) -> None:
-        by_muon = [name for name, setting in settings.items() if setting.rule == "muon"]
-        for name in by_muon:
-            if self._params[name].ndim < 2:
-                raise ShapeError(f"muon updates filters and matrices, {name!r} has one axis")
-        self._muon = {
-            name: (settings.pop(name), np.zeros_like(self._params[name])) for name in by_muon
-        }
-        super()._divide(settings)
-
-    def _rates(self, lr: float) -> Array:
-        rates = super()._rates(lr)
-        for i, _ in self._resting:  # the others have it in `lr`
-            rates[i] *= np.float32(self.sgd_lr)
-        return rates
-
-    def _squared_norm(self, grads: Mapping[str, Array]) -> float:
-        total = super()._squared_norm(grads)
-        for name in self._muon:
-            total += float(np.square(grads[name], dtype=np.float64).sum())
-        return total
-
-
-def make_optimiser(
-    config: TrainConfig, graph: Graph | None = None, schedule: ScheduleOf | None = None
-) -> Optimiser:
-    """The optimiser that a configuration names.
-
-    graph: tells muon which layer is the last. schedule: for groups that rest before the end.
-    """
-    frozen = [Group(pattern, lr=0.0) for pattern in config.freeze]
-    groups = [*config.groups, *frozen]
-    if config.optimiser in ("adam", "adamw"):
-        return Adam(
-            weight_decay=config.weight_decay,
-            decoupled=config.optimiser == "adamw",
-            clip=config.clip,
-            groups=groups,
-            schedule=schedule,
-        )
-    if config.optimiser == "muon":
-        lr = config.lr or 1.0  # never None or 0: the configuration sees to it
-        return Muon(
-            config.muon_momentum,
-            sgd_momentum=config.momentum,
-            sgd_lr=config.sgd_lr / lr,
-            head=() if graph is None else _head(graph),
-            weight_decay=config.weight_decay,
-            decoupled=config.decoupled_decay,
-            clip=config.clip,
-            groups=groups,
-            schedule=schedule,
-        )
-    return SGD(
-        config.momentum,
-        nesterov=config.nesterov,
-        weight_decay=config.weight_decay,
-        clip=config.clip,
-        groups=groups,
-        schedule=schedule,
-    )
-
-
-def _head(graph: Graph) -> list[str]:
-    """The weight of the last affine layer."""
-    affine = [node.name for node in graph.nodes if isinstance(node.op, Affine)]
-    return [f"{affine[-1]}.weight"] if affine else []

@@ -12,8 +12,8 @@ from convserve.kernels._optimiser import Arena
 from convserve.training import SGD, Adam, Group, Muon, TrainConfig
 from convserve.training.averaging import EMA, Lookahead
 from convserve.training.groups import settings_for
+from convserve.training.make_optimiser import make_optimiser
 from convserve.training.muon import orthogonalised
-from convserve.training.optimisers import make_optimiser
 
 SHAPES = {
     "conv1.weight": (8, 3, 3, 3),

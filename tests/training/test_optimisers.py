@@ -11,7 +11,7 @@ import pytest
 
 from convserve.errors import TrainingError
 from convserve.training import SGD, Adam, Group, TrainConfig
-from convserve.training.optimisers import make_optimiser
+from convserve.training.make_optimiser import make_optimiser
 from convserve.training.schedules import (
     constant,
     cosine,
