@@ -255,17 +255,25 @@ cdef void fill_planes(const Source *s) noexcept nogil:
 cdef void find_places(const Source *s, const double *m, int i) noexcept nogil:
     """Of row i: each pixel's upper left neighbour in the planes, and its distance from it."""
     cdef int j, column, row
-    cdef double x, y, x0 = m[1] * i + m[2], y0 = m[4] * i + m[5]
+    cdef int32_t stride = <int32_t> s.stride
+    cdef float x, y, left = -1, right = s.width, top = -1, bottom = s.height
+    cdef float m0 = m[0], m3 = m[3], x0 = m[1] * i + m[2], y0 = m[4] * i + m[5]
+    if s.reflect:
+        for j in range(s.width):
+            s.across[j] = folded(m0 * j + x0, s.width) + BEFORE
+            s.down[j] = folded(m3 * j + y0, s.height) + BEFORE
+    else:   # farther out is as black as just beyond the edge
+        for j in range(s.width):
+            x, y = m0 * j + x0, m3 * j + y0
+            x = left if x < left else x
+            y = top if y < top else y
+            s.across[j] = (right if x > right else x) + BEFORE
+            s.down[j] = (bottom if y > bottom else y) + BEFORE
     for j in range(s.width):
-        x, y = m[0] * j + x0, m[3] * j + y0
-        if s.reflect:
-            x, y = folded(x, s.width), folded(y, s.height)
-        else:   # farther out is as black as just beyond the edge
-            x = -1 if x < -1 else s.width if x > s.width else x
-            y = -1 if y < -1 else s.height if y > s.height else y
-        column, row = <int> (x + BEFORE), <int> (y + BEFORE)
-        s.across[j], s.down[j] = x + BEFORE - column, y + BEFORE - row
-        s.places[j] = <int32_t> (row * s.stride + column)
+        column, row = <int> s.across[j], <int> s.down[j]
+        s.across[j] -= column
+        s.down[j] -= row
+        s.places[j] = row * stride + column
 
 
 cdef void erase(const Source *s, const int32_t *box, float *out) noexcept nogil:

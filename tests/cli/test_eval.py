@@ -22,15 +22,15 @@ def convserve(*args):
     return ended.value.code
 
 
-def model(path, labels=LABELS, preprocessing=True, outputs=1, side=2):
+def model(path, labels=LABELS, preprocessing=True, outputs=1, side=2, classes=3):
     """The class is the brightest of the first three pixels."""
     g = Graph((1, side, 2))
     g.add(layers.Flatten())
-    g.add(layers.Affine(3, bias=False))
+    g.add(layers.Affine(classes, bias=False))
     if outputs == 2:
         g.set_output("affine1", "a")
         g.set_output("flatten1", "b")
-    weight = np.eye(3, side * 2, dtype=np.float32)
+    weight = np.eye(classes, side * 2, dtype=np.float32)
     made = Preprocessing(side, 2, "grey", (0.5,), (0.5,)) if preprocessing else None
     save(path, ModelFile(g, {"affine1.weight": weight}, labels, made, {}))
     return path
@@ -69,6 +69,26 @@ def test_json(tmp_path, data, capsys):
     assert report["accuracy"] == 0.65
     assert (report["images"], report["correct"], report["split"]) == (40, 26, "train")
     assert report["classes"][1] == {"label": "1", "images": 10, "correct": 6, "accuracy": 0.6}
+
+
+def test_test_time_augmentation_sees_other_views(tmp_path, capsys):
+    """The class is the brightest of the first row's pixels, mirrored it is the other."""
+    x = np.zeros((4, 2, 2), np.uint8)
+    x[:, 0, 0] = [200, 200, 0, 0]
+    x[:, 0, 1] = [0, 150, 200, 100]
+    np.savez(tmp_path / "d.npz", x=x, y=[0, 0, 1, 1])
+    path = model(tmp_path / "m.npz", labels=("0", "1"), classes=2)
+    args = ("--data", f"npz:{tmp_path / 'd.npz'}", "--split", "train", "--json")
+    right = {}
+    for tta in ("none", "flip", "shift", "flip+shift"):
+        assert convserve("eval", path, *args, "--tta", tta) == 0
+        report = json.loads(capsys.readouterr().out)
+        assert report["tta"] == tta
+        right[tta] = report["classes"]
+    assert [entry["correct"] for entry in right["none"]] == [2, 2]
+    assert [entry["correct"] for entry in right["flip"]] == [2, 0]  # a tie goes to the first
+    assert convserve("eval", path, *args, "--tta", "rotate") == 2
+    assert "'rotate' is not one of" in capsys.readouterr().err
 
 
 def test_the_validation_split_is_that_of_train(tmp_path, data, capsys):
