@@ -94,6 +94,7 @@ typedef struct cs_wgrad {
     int64_t n, oh, ow;
     int64_t x_image, x_oh, x_px;
     int64_t g_image, g_row, g_block;   /* gradient of the output, blocked */
+    int32_t half;               /* only the lower half of the lanes of the one block are filters */
 } cs_wgrad;
 
 /* Pooling over a blocked tensor without halo: windows are clipped to the input.

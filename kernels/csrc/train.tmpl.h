@@ -50,6 +50,44 @@ CS_UNROLL(2)
     }
 }
 
+#if CS_HALF
+/* A block of which only the lower half of the lanes are filters, where half a vector takes half the
+ * time; two pixels at a time, as few values of x would leave the sums waiting for each other. */
+CS_INLINE void weight_half_tile(const int ni, const cs_wgrad *p, const float *x, const float *g, float *dw,
+                                int add) {
+    const int64_t step = p->x_px;
+    for (int64_t n = 0; n < p->n; n++, add = 1) {
+        vh acc[2][8];
+CS_UNROLL(8)
+        for (int i = 0; i < ni; i++)
+            acc[0][i] = acc[1][i] = (vh){0};
+        for (int64_t oh = 0; oh < p->oh; oh++) {
+            const float *xr = x + n * p->x_image + oh * p->x_oh;
+            const float *gr = g + n * p->g_image + oh * p->g_row;
+            int64_t ow = 0;
+            for (; ow + 2 <= p->ow; ow += 2, xr += 2 * step, gr += 2 * CS_VL)
+CS_UNROLL(2)
+                for (int k = 0; k < 2; k++)
+CS_UNROLL(8)
+                    for (int i = 0; i < ni; i++)
+                        acc[k][i] += (xr[k * step + i] - (vh){0}) * *(const vh *)(gr + k * CS_VL);
+            if (ow < p->ow)
+CS_UNROLL(8)
+                for (int i = 0; i < ni; i++)
+                    acc[0][i] += (xr[i] - (vh){0}) * *(const vh *)gr;
+        }
+CS_UNROLL(8)
+        for (int i = 0; i < ni; i++) {
+            vh *d = (vh *)(dw + i * CS_VL);
+            acc[0][i] += acc[1][i];
+            if (add)
+                acc[0][i] += *d;
+            *d = acc[0][i];
+        }
+    }
+}
+#endif
+
 /* values of x a tile; with two blocks as many as leave registers for g and a broadcast */
 #define CS_WEIGHT1 (CS_PX4 ? 16 : 8)
 #define CS_WEIGHT2 (CS_PX4 ? 8 : 4)
@@ -59,8 +97,26 @@ CS_UNROLL(2)
         weight_tile(ni, nb, p, x + i, g, dw + i * CS_VL, dw_block, add);                           \
         break;
 
+#define CS_WEIGHT_HALF(ni)                                                                         \
+    case ni:                                                                                       \
+        weight_half_tile(ni, p, x + i, g, dw + i * CS_VL, add);                                    \
+        break;
+
 static void weight_gradient(const cs_wgrad *p, int inner, int blocks, const float *x, const float *g,
                             float *dw, int64_t dw_block, int add) {
+#if CS_HALF
+    if (p->half) {
+        const int parts = (inner + 7) / 8;
+        for (int part = 0; part < parts; part++) {
+            const int i = inner * part / parts;
+            switch (inner * (part + 1) / parts - i) {
+                CS_WEIGHT_HALF(1) CS_WEIGHT_HALF(2) CS_WEIGHT_HALF(3) CS_WEIGHT_HALF(4)
+                CS_WEIGHT_HALF(5) CS_WEIGHT_HALF(6) CS_WEIGHT_HALF(7) CS_WEIGHT_HALF(8)
+            }
+        }
+        return;
+    }
+#endif
     const int widest = blocks == 2 ? CS_WEIGHT2 : CS_WEIGHT1;
     const int parts = (inner + widest - 1) / widest;
     assert(blocks == 1 || blocks == 2);

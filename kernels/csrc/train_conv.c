@@ -71,7 +71,7 @@ static void forward_direct(const cs_train_conv *l, struct cs_train_direct *d) {
         .top = -l->pt, .left = -l->pl,
         .rows = (l->oh - 1) * l->sh + (l->kh - 1) * l->dh + 1,
         .columns = (l->ow - 1) * l->sw + (l->kw - 1) * l->dw + 1,
-        .step_h = 1, .step_w = 1,
+        .dilation = l->sh == 1 ? l->dh : 0, .step_h = 1, .step_w = 1,
     };
     cs_conv *c = &d->conv;
     c->inner_last = l->planar ? row_taps : l->c - (l->planes - 1) * b;
@@ -91,7 +91,7 @@ static void data_direct(const cs_train_conv *l, struct cs_train_direct *d, int r
         .conv = {.oh = h.size, .ow = w.size, .kh = any ? h.taps : 0, .kw = any ? w.taps : 0, .inner = b,
                  .last_plane = l->blocks - 1, .inner_last = l->o - (l->blocks - 1) * b, .filters = l->c},
         .filters = l->c, .channels = l->o, .groups = l->groups, .planes = l->blocks,
-        .top = h.top, .left = w.top,
+        .top = h.top, .left = w.top, .dilation = h.dilation,
         .rows = any ? h.size + (h.taps - 1) * h.dilation : 0,
         .columns = any ? w.size + (w.taps - 1) * w.dilation : 0,
         .y_start = rh * l->dx.row + (int64_t)rw * b,

@@ -11,6 +11,7 @@ struct cs_train_direct {
     cs_conv conv;
     int32_t filters, channels, groups, planes;
     int32_t top, left, rows, columns;       /* of what is read */
+    int32_t dilation;                       /* of filter rows; 0 with a stride */
     int64_t weight, floats;                 /* its packed weights: where they begin and how many they are */
     int64_t y_start;                        /* its first output pixel */
     int32_t first_h, step_h, first_w, step_w;   /* of the layer's taps, in the order of this one's */

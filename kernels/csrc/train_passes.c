@@ -33,18 +33,38 @@ static const float *padded_bias(const float *bias, int filters, int64_t room, fl
     return scratch;
 }
 
-/* x and y at the tensor's (or the staged window's) first pixel */
-static void direct(const cs_kernels *k, const struct cs_train_direct *d, const cs_activation *activation,
+/* One output row of a convolution of a single plane, without the filter rows that would meet zeros: of
+ * `size` rows of x, row `first` is the first that the row's window reaches. */
+static void row_inside(const cs_kernels *k, const cs_conv *p, int row, int first, int size, int dilation,
+                       const float *x, const float *weights, const float *bias, const float *r, float *y) {
+    cs_conv c = *p;
+    const int skip = first < 0 ? (int)cs_min((-first + dilation - 1) / dilation, p->kh) : 0;
+    const int end = first < size ? (int)cs_min((size - first + dilation - 1) / dilation, p->kh) : 0;
+    c.kh = (int)cs_max(0, end - skip);
+    for (int t = 0; t < c.tiles; t++)
+        k->conv(&c, t, row, row + 1, x + skip * c.x_kh,
+                weights + (int64_t)skip * c.kw * c.inner_last * c.tile[t].blocks * k->block, bias, r, y);
+}
+
+/* x at the window's first pixel, in row d->top of an image of h rows; y at the tensor's */
+static void direct(const cs_kernels *k, const struct cs_train_direct *d, int h, const cs_activation *activation,
                    const float *x, const float *weights, const float *bias, float *y, int add) {
     cs_conv c = d->conv;
-    if (c.oh <= 0 || c.ow <= 0)
+    if (c.oh <= 0 || c.ow <= 0 || (add && !c.kh))
         return;
     c.activation = *activation;
     c.r_block = c.y_block;
     c.r_row = c.y_row;
     c.r_px = c.y_px;
-    for (int t = 0; t < c.tiles; t++)
-        k->conv(&c, t, 0, c.oh, x, weights + d->weight, bias, add ? y + d->y_start : NULL, y + d->y_start);
+    weights += d->weight;
+    y += d->y_start;
+    /* large filters on small images meet many zeros */
+    if (d->planes == 1 && d->dilation && !c.pixels && c.kh > 3 && c.oh < 4 * c.kh)
+        for (int row = 0; row < c.oh; row++)
+            row_inside(k, &c, row, d->top + row, h, d->dilation, x, weights, bias, add ? y : NULL, y);
+    else
+        for (int t = 0; t < c.tiles; t++)
+            k->conv(&c, t, 0, c.oh, x, weights, bias, add ? y : NULL, y);
 }
 
 /* where a pass begins to read: in the window's copy, or in the tensor */
@@ -142,7 +162,7 @@ void cs_train_conv_forward(const cs_train_conv *l, int n0, int n1, const float *
                 for (int i = 0; i < blocks; i++)
                     k->depthwise(&d, i, 0, l->oh, start, forward, padded, y + n * l->y.image);
             } else {
-                direct(k, &l->direct[0], f, start, forward, padded, y + n * l->y.image, 0);
+                direct(k, &l->direct[0], l->h, f, start, forward, padded, y + n * l->y.image, 0);
             }
         }
     }
@@ -204,7 +224,7 @@ void cs_train_conv_data_gradient(const cs_train_conv *l, int n0, int n1, const f
             staged = room;
         }
         for (int i = 1; i < l->directs; i++)
-            direct(k, &l->direct[i], &no_activation,
+            direct(k, &l->direct[i], l->oh, &no_activation,
                    start_of(&l->direct[i], b, &window, staged, image, l->dy.row), backward, scratch, out, add);
     }
 }

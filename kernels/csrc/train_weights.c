@@ -28,6 +28,7 @@ static void direct_gradient(const cs_train_conv *l, const cs_squares *s, int n0,
         }
         for (int i = b0; i < b1; i += 2) {
             const int count = i + 1 < b1 ? 2 : 1;
+            a.half = k->half && count == 1 && l->o - i * b <= b / 2;
             /* planes of the groups of these filters */
             const int each = l->o / l->groups, depth = l->c / l->groups, plane = l->planar ? 1 : b;
             const int low = i * b / each * depth / plane;
