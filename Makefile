@@ -14,7 +14,7 @@ KERNELS := $(wildcard kernels/*.pyx kernels/*.pxd kernels/csrc/*.[ch])
 PACKAGING := setup.py pyproject.toml \
 	$(wildcard protos/*.proto clients/python/pyproject.toml clients/python/setup.py)
 
-.PHONY: help build test demo lint check-deploy soak-reload soak-engine sanitize check-native check-aarch64 wheel bench bench-quick bench-layers bench-serving bench-training clean distclean
+.PHONY: help build test demo lint check-deploy soak-reload reliability soak soak-long fuzz soak-engine sanitize check-native check-aarch64 wheel bench bench-quick bench-layers bench-serving bench-training clean distclean
 .DELETE_ON_ERROR:
 
 help:  ## show the targets
@@ -26,8 +26,35 @@ build: $(VENV)/.installed  ## make the environment, compile, install
 test: $(VENV)/.installed-test  ## install what the tests need, run them
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-soak-reload: $(VENV)/.installed-test  ## switch versions 100 times under load
-	CONVSERVE_SWITCHES=100 $(BIN)/python -m pytest tests/serving/test_reload_under_load.py
+soak-reload: $(VENV)/.installed-test  ## switch versions 100 times under load, and measure it
+	CONVSERVE_SWITCHES=100 CONVSERVE_RELIABILITY=full $(BIN)/python -m pytest -s \
+		tests/serving/test_reload_under_load.py -k 'row_18'
+
+reliability: $(VENV)/.installed-test  ## the table of docs/reliability.md in full, with its figures
+	CONVSERVE_RELIABILITY=full $(BIN)/python -m pytest -s tests/serving -k 'row_ and not row_20'
+
+SOAK = $(BIN)/python -m pytest -s tests/serving/test_soak.py
+soak: $(VENV)/.installed-test  ## 30 minutes of a mixed load on one server: nothing wrong, flat memory
+	CONVSERVE_SOAK_SECONDS=1800 $(SOAK)
+
+soak-long: $(VENV)/.installed-test  ## the same for seven hours
+	CONVSERVE_SOAK_SECONDS=25000 $(SOAK)
+
+# atheris, the fuzzer, stays out of the environment of the tests.
+FUZZ := build/fuzz
+FUZZ_TARGETS ?= requests model-files configs images
+fuzz: $(FUZZ)/.installed  ## mutate what is parsed for SECONDS each; a finding is left in build/fuzz
+	@set -e; for target in $(FUZZ_TARGETS); do \
+		echo "fuzz $$target"; mkdir -p $(FUZZ)/$$target; \
+		(cd tests && PYTHONPATH=$(abspath $(FUZZ))/lib $(abspath $(BIN))/python -m fuzz.run \
+			$$target $(SECONDS) $(abspath $(FUZZ))/$$target 2> $(abspath $(FUZZ))/$$target/log) \
+			|| { tail -n 40 $(FUZZ)/$$target/log; exit 1; }; \
+		grep '^stat::' $(FUZZ)/$$target/log; \
+	done
+
+$(FUZZ)/.installed: $(VENV)/.installed-test
+	$(PIP) install --quiet --upgrade --target $(FUZZ)/lib atheris
+	touch $@
 
 demo: $(VENV)/.installed  ## train, serve, classify, draw: the whole job in a minute
 	$(BIN)/convserve demo --dir demo

@@ -31,6 +31,7 @@ from convserve.serving.control import Control
 from convserve.serving.images import ImageDecoder
 from convserve.serving.inference import MAX_STREAMS, Inferences
 from convserve.serving.logs import LogSettings
+from convserve.serving.memory import MemoryKeeper
 from convserve.serving.observe import Observer, Sink
 from convserve.serving.polling import Poller
 from convserve.serving.pool import CallPool
@@ -132,6 +133,7 @@ class Server:
         repository.listen(self._model_changed)
         self._servicer.ready = True
         self._poller = Poller(repository, options.poll_seconds)
+        self._memory = MemoryKeeper()
 
     def _model_changed(self, name: str, ready: bool) -> None:
         """A model was loaded or unloaded."""
@@ -204,6 +206,7 @@ class Server:
         deadline = time.monotonic() + timeout
         self._servicer.ready = False
         self._poller.close()
+        self._memory.close()
         # It waits until each watcher has read the news, and one may never do so.
         news = threading.Thread(target=self._health.enter_graceful_shutdown, daemon=True)
         news.start()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import re
 import signal
@@ -9,12 +10,14 @@ import subprocess
 import sys
 import threading
 import urllib.request
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 
 import grpc
 import numpy as np
 import pytest
 from model_configs import make_config
+from PIL import Image
+from post_state import PostState
 
 from convserve import model_file
 from convserve.engine.model import Model
@@ -22,7 +25,7 @@ from convserve.engine.repository import ModelRepository, ServedModel
 from convserve.engine.scheduler import BatchScheduler
 from convserve.graph import Graph, architectures, layers
 from convserve.serving.server import Options, Server
-from convserve_client import protocol
+from convserve_client import protocol, tensors
 
 WAIT = 60.0  # seconds after which a test has failed; never waited for in full
 
@@ -48,12 +51,12 @@ class Stub:
 class ServerProcess:
     """`convserve serve` with the given arguments, ready; `prelude` is code that runs before."""
 
-    def __init__(self, *arguments, log, prelude=""):
+    def __init__(self, *arguments, log, prelude="", ports=()):
         code = f"{prelude}\nfrom convserve.cli import main; main()"
         self._log = log
         with log.open("wb") as stderr:
             self.process = subprocess.Popen(
-                [sys.executable, "-c", code, "serve", *map(str, arguments), *FREE_PORTS],
+                [sys.executable, "-c", code, "serve", *map(str, arguments), *FREE_PORTS, *ports],
                 stdout=subprocess.PIPE,
                 stderr=stderr,
                 text=True,
@@ -72,7 +75,7 @@ class ServerProcess:
 
     @property
     def log(self):
-        return self._log.read_text()
+        return self._log.read_text() if self._log.is_file() else ""
 
     def connect(self):
         """A channel with a connection of its own."""
@@ -160,30 +163,64 @@ def plain(repository):
     return Model.from_file(model_file.load(path), name="plain")
 
 
+def warm(stub, request, callers=48):
+    """Have the server start its threads and import what it imports on first use."""
+    files = []
+    for kind in ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM"):
+        file = io.BytesIO()
+        Image.fromarray(np.zeros((28, 28), np.uint8)).save(file, kind)
+        files.append(file.getvalue())
+    encoded = protocol.ModelInferRequest(model_name=request.model_name)
+    encoded.inputs.add(name="input", datatype="BYTES", shape=[len(files)])
+    encoded.raw_input_contents.append(tensors.encode_bytes(files))
+    for message in (request, encoded):
+        for call in [stub.ModelInfer.future(message, timeout=WAIT) for _ in range(callers)]:
+            call.result()
+
+
 @pytest.fixture(scope="session")
 def server(repository, tmp_path_factory):
     process = ServerProcess(
         "--model-repository", repository, log=tmp_path_factory.mktemp("log") / "server.log"
     )
+    warm(process.stub, make_request(np.zeros((2, 1, 28, 28), np.float32)))
     yield process
     process.close()
     assert "Traceback" not in process.log, process.log
 
 
-@pytest.fixture
-def start_server(tmp_path):
-    """Start further processes; all are gone at the end of the test."""
+def starter(folder):
+    """A function that starts processes; all are gone when the generator ends."""
     number = itertools.count()
     with ExitStack() as stack:
 
-        def start(*arguments, prelude=""):
-            process = ServerProcess(
-                *arguments, prelude=prelude, log=tmp_path / f"{next(number)}.log"
-            )
+        def start(*arguments, **keywords):
+            keywords.setdefault("log", folder / f"{next(number)}.log")
+            process = ServerProcess(*arguments, **keywords)
             stack.callback(process.close)
             return process
 
         yield start
+
+
+@pytest.fixture
+def start_server(tmp_path):
+    """Start further processes; all are gone at the end of the test."""
+    yield from starter(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def launch(tmp_path_factory):
+    """The same, warmed up, until the end of the module."""
+    with contextmanager(starter)(tmp_path_factory.mktemp("launched")) as start:
+
+        def warmed(*arguments, **keywords):
+            process = start(*arguments, **keywords)
+            blank = np.zeros((2, 1, 28, 28), np.float32)
+            warm(process.stub, make_request(blank, model=process.model.split(",")[0]))
+            return process
+
+        yield warmed
 
 
 @pytest.fixture
@@ -203,15 +240,13 @@ def images(pixels, digits):
     return digits.preprocessing.normalise(pixels)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def infer_request():
     return make_request
 
 
 def make_request(x, *, model="digits", name="input", datatype=None, raw=True, **fields):
     """A ModelInferRequest with one input."""
-    from convserve_client import tensors
-
     datatype = datatype or tensors.datatype_of(x)
     request = protocol.ModelInferRequest(model_name=model, **fields)
     tensor = request.inputs.add(name=name, datatype=datatype, shape=x.shape)
@@ -224,8 +259,6 @@ def make_request(x, *, model="digits", name="input", datatype=None, raw=True, **
 
 @pytest.fixture
 def read_answer():
-    from convserve_client import tensors
-
     def read(response):
         return tensors.read_tensors(response.outputs, response.raw_output_contents)
 
@@ -249,17 +282,12 @@ def refused(stub):
 
 
 @pytest.fixture
-def unharmed(server, infer_request, read_answer, images, digits):
-    """After the test: live, ready, a good request answered to the same bits, nothing pending."""
+def unharmed(server, images, digits):
+    """After the test the server is as it was before: see `post_state`."""
     expected = digits.predict(images[:3])
+    before = PostState(server, make_request(images[:3]), expected)
     yield
-    assert server.stub.ServerLive(protocol.ServerLiveRequest(), timeout=WAIT).live
-    assert server.stub.ServerReady(protocol.ServerReadyRequest(), timeout=WAIT).ready
-    answer = server.stub.ModelInfer(infer_request(images[:3]), timeout=WAIT)
-    np.testing.assert_array_equal(read_answer(answer)["output"], expected)
-    pending = 'nv_inference_pending_request_count{model="digits",version="10"}'
-    assert server.metric(pending) == 0
-    assert server.process.poll() is None
+    before.check()
 
 
 class GatedModel:

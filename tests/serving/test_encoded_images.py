@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import io
 import struct
+import time
 import zlib
 
+import grpc
 import numpy as np
 import pytest
 from PIL import Image
+from post_state import WAIT, PostState, report, resident_bytes
 
 from convserve.images import to_pixels
 from convserve_client import protocol, tensors
 
 pytestmark = pytest.mark.usefixtures("unharmed")
-
-WAIT = 20.0
 
 
 def encode(array, kind="PNG", **options):
@@ -157,9 +158,28 @@ def test_a_model_without_preprocessing_takes_no_files(refused, files):
     refused(request, "INVALID_ARGUMENT", "unexpected datatype 'BYTES'", "expected ['FP32']")
 
 
-def test_the_pixel_limit_is_an_option(start_server, digits_path):
-    import grpc
+def test_row_8_the_memory_for_decoding_is_bounded(start_server, digits_path):
+    """Forty images of four million pixels come at once, and two are decoded at a time."""
+    side = 2000
+    server = start_server(digits_path, "--max-pixels", side * side, "--threads", 2)
+    request = ask([encode(np.zeros((side, side), np.uint8))])
+    request.model_name = "model"
+    server.stub.ModelInfer(request, timeout=WAIT)
+    before = PostState(server, request, growth=0.1)
+    calls = [server.stub.ModelInfer.future(request, timeout=WAIT) for _ in range(40)]
+    highest = 0
+    while not all(call.done() for call in calls):
+        highest = max(highest, resident_bytes(server.process.pid))
+        time.sleep(0.001)
+    for call in calls:
+        assert call.result().outputs
+    grown = highest - before.bytes
+    report(8, images=len(calls), grown_MB=grown / 1e6)
+    assert grown < 2 * 4 * side * side + 16e6  # of 160 MB for all of them
+    before.check()
 
+
+def test_the_pixel_limit_is_an_option(start_server, digits_path):
     server = start_server(digits_path, "--max-pixels", 1000)
     request = ask([encode(np.zeros((28, 28), np.uint8))])
     request.model_name = "model"

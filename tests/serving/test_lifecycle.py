@@ -9,18 +9,19 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import grpc
 import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from post_state import WAIT, PostState, report, wait_until
 
 from convserve.engine.repository import ModelRepository
 from convserve.errors import ConvserveError
 from convserve.serving.server import Options, Server
 from convserve_client import protocol
 
-WAIT = 60.0
 PROGRAM = (sys.executable, "-c", "from convserve.cli import main; main()")
 
 # Batches of 3 take for ever; the warm-up uses 1 and 8.
@@ -35,13 +36,6 @@ def slow(self, x, *rest, **keywords):
     return predict(self, x, *rest, **keywords)
 Model.predict = slow
 """
-
-
-def wait_until(condition):
-    deadline = time.monotonic() + WAIT
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
 
 
 def is_ready(server):
@@ -75,10 +69,13 @@ def test_signals_end_it_with_status_0(start_server, digits_path, number):
     assert server.log == ""
 
 
-def test_stop_under_load_answers_all_that_was_accepted(
+def test_row_17_stop_under_load_answers_all_that_was_accepted(
     start_server, digits_path, infer_request, read_answer, images, digits
 ):
-    server = start_server(digits_path)
+    shared = sorted(Path("/dev/shm").iterdir())
+    server = start_server(digits_path, "--system-shared-memory")
+    watch = health_pb2_grpc.HealthStub(server.channel).Watch(health_pb2.HealthCheckRequest())
+    assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
     expected = digits.predict(images)
     data = infer_request(images, model="model")
     outcomes, lock, begun = [], threading.Lock(), threading.Semaphore(0)
@@ -95,7 +92,7 @@ def test_stop_under_load_answers_all_that_was_accepted(
                     answer = read_answer(infer(data, timeout=WAIT))["output"]
                 except grpc.RpcError as error:
                     with lock:
-                        outcomes.append(error.code())
+                        outcomes.append((error.code(), time.monotonic()))
                     return
                 np.testing.assert_array_equal(answer, expected)
                 begun.release()
@@ -105,11 +102,19 @@ def test_stop_under_load_answers_all_that_was_accepted(
         thread.start()
     for _ in range(100):
         assert begun.acquire(timeout=WAIT)
+    signalled = time.monotonic()
     server.signal()
+    assert next(watch).status == health_pb2.HealthCheckResponse.NOT_SERVING
     for thread in threads:
         thread.join(WAIT)
     assert server.wait() == 0
-    assert outcomes == [grpc.StatusCode.UNAVAILABLE] * 8
+    report(17, seconds_to_the_end=time.monotonic() - signalled)
+    assert [code for code, _ in outcomes] == [grpc.StatusCode.UNAVAILABLE] * 8
+    # nothing is left: no segment, no socket; another process takes the port and answers the same
+    assert sorted(Path("/dev/shm").iterdir()) == shared
+    again = start_server(digits_path, ports=("--port", server.address.rpartition(":")[2]))
+    assert again.address == server.address
+    PostState(again, data, expected).check()
 
 
 def test_stop_in_order(gated, infer_request, images):
@@ -188,6 +193,7 @@ def run(*arguments):
     )
 
 
+@pytest.mark.usefixtures("unharmed")
 @pytest.mark.parametrize("option", ["--port", "--metrics-port"])
 def test_a_port_in_use(server, digits_path, option):
     address = server.address if option == "--port" else server.metrics_address
@@ -198,7 +204,22 @@ def test_a_port_in_use(server, digits_path, option):
     assert result.stderr == (
         f"convserve: error: cannot listen on 127.0.0.1:{port}: Address already in use\n"
     )
-    assert server.stub.ServerLive(protocol.ServerLiveRequest(), timeout=WAIT).live
+
+
+def test_a_full_disk_for_the_log_stops_nobody(start_server, digits_path, infer_request, images):
+    """Every message to the log, and to the access log, fails."""
+    full = Path("/dev/full")
+    server = start_server(digits_path, "--log-level", "debug", "--access-log", full, log=full)
+    bad = infer_request(images[:2], model="model")
+    bad.raw_input_contents[0] = b""
+    before = PostState(server, infer_request(images[:2], model="model"))
+    for _ in range(100):
+        with pytest.raises(grpc.RpcError) as caught:
+            server.stub.ModelInfer(bad, timeout=WAIT)
+        assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+    before.check()
+    server.signal()
+    assert server.wait() == 0
 
 
 def test_an_address_of_another_machine(digits_path):

@@ -9,10 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 import grpc
 import numpy as np
 import pytest
+from post_state import FULL, WAIT, PostState, report, wait_until
 
 from convserve_client import protocol
-
-WAIT = 60.0
 
 
 def test_every_caller_gets_its_own_rows_bit_for_bit(server, infer_request, read_answer, digits):
@@ -60,13 +59,6 @@ def test_requests_are_batched_across_callers(gated, infer_request, read_answer, 
     assert server.model.batches == [1, sum(sizes)]
 
 
-def wait_until(condition):
-    deadline = time.monotonic() + WAIT
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-
-
 @pytest.fixture
 def busy(gated, infer_request, images):
     """A server with a queue of 8 whose model is held while it computes one request."""
@@ -95,7 +87,7 @@ def test_exactly_the_requests_beyond_the_bound_are_turned_away(busy, infer_reque
 
 
 def test_expired_and_cancelled_requests_are_not_computed(busy, infer_request, images):
-    late = busy.stub.ModelInfer.future(infer_request(images[:1]), timeout=0.2)
+    late = busy.stub.ModelInfer.future(infer_request(images[:1]), timeout=1.0)
     gone = busy.stub.ModelInfer.future(infer_request(images[:1]), timeout=WAIT)
     wait_until(lambda: busy.scheduler.pending == 2)
     gone.cancel()
@@ -134,20 +126,24 @@ def test_an_unexpected_fault_is_internal_and_tells_nothing(gated, infer_request,
     assert server.stub.ModelInfer(infer_request(images[:1]), timeout=WAIT).outputs
 
 
-def test_control_calls_are_answered_while_every_inference_waits(busy, infer_request, images):
-    calls = [busy.stub.ModelInfer.future(infer_request(images[:1])) for _ in range(8)]
-    wait_until(lambda: busy.scheduler.pending == 8)
+def test_control_calls_are_answered_while_every_inference_waits(gated, infer_request, images):
+    waiting = 40  # more than there are threads for control calls
+    server = gated(max_queue_size=waiting)
+    server.model.gate.clear()
+    calls = [server.stub.ModelInfer.future(infer_request(images[:1])) for _ in range(1 + waiting)]
+    wait_until(lambda: server.scheduler.pending == waiting)
     slowest = 0.0
     for _ in range(50):
         began = time.monotonic()
-        assert busy.stub.ServerLive(protocol.ServerLiveRequest(), timeout=WAIT).live
+        assert server.stub.ServerLive(protocol.ServerLiveRequest(), timeout=WAIT).live
         slowest = max(slowest, time.monotonic() - began)
     assert slowest < 1
-    busy.model.gate.set()
+    server.model.gate.set()
     for call in calls:
         call.result(WAIT)
 
 
+@pytest.mark.usefixtures("unharmed")
 def test_health_is_quick_while_a_load_runs(server, infer_request):
     x = np.zeros((64, 1, 28, 28), np.float32)
     stop = threading.Event()
@@ -174,11 +170,12 @@ def test_health_is_quick_while_a_load_runs(server, infer_request):
         stop.set()
         for thread in threads:
             thread.join()
+    p99 = sorted(times)[len(times) * 99 // 100]
+    report("also (health under load)", p99_ms=p99 * 1e3)
     # 50 ms is the target on a machine that does nothing else; tests may share theirs.
-    assert sorted(times)[len(times) * 9 // 10] < 0.25
+    assert p99 < (0.05 if FULL else 2.0)
 
 
-@pytest.mark.usefixtures("unharmed")
 def test_short_deadlines_and_cancels_leave_no_trace(server, infer_request, images):
     data = infer_request(images).SerializeToString()
     allowed = {
@@ -188,7 +185,7 @@ def test_short_deadlines_and_cancels_leave_no_trace(server, infer_request, image
     def call(seed):
         rng = np.random.default_rng(seed)
         infer = server.channel.unary_unary(protocol.path("ModelInfer"))
-        for n in range(128):
+        for n in range(64):
             future = infer.future(data, timeout=rng.random() * 0.004 if n % 2 else WAIT)
             if n % 2 == 0 and rng.random() < 0.7:
                 future.cancel()
@@ -199,3 +196,6 @@ def test_short_deadlines_and_cancels_leave_no_trace(server, infer_request, image
 
     with ThreadPoolExecutor(16) as pool:
         list(pool.map(call, range(16)))
+        before = PostState(server, infer_request(images[:3]))
+        list(pool.map(call, range(16, 32)))
+    before.check()
