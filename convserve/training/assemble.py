@@ -9,7 +9,7 @@ time; the others hold the batch and share one arena by their lifetimes.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from convserve.graph import layers
@@ -36,6 +36,13 @@ class _Segment:
     once: list[Op] = field(default_factory=list)
     parts: bool = False
     group: int = 1
+
+    def reads(self, tensor: int) -> bool:
+        return any(tensor in op.tensors.values() for op in [*self.ops, *self.once])
+
+    def read_instead(self, tensor: int, other: int) -> None:
+        for op in [*self.ops, *self.once]:
+            op.tensors = {k: other if v == tensor else v for k, v in op.tensors.items()}
 
 
 def assemble(
@@ -71,6 +78,7 @@ class _Assembly:
         self.by_filters: set[str] = set()
         self.wishes()
         self.segments = self.split()
+        self.recompute()
         self.lanes = self.lane_count()
         self.trainer = Trainer(batch, input_shape, classes, self.lanes)
         self.lay_out()
@@ -136,6 +144,28 @@ class _Assembly:
                 if op.kind == "conv_dw":
                     tail.ops.append(Op("conv_reduce", {}, op.node, info=op.info))
         return [s for s in (head, *body, tail, last) if s.ops]
+
+    def recompute(self) -> None:
+        """Computes batch norm's output again where only one segment of the backward pass needs it.
+
+        That segment reads the normalisation's input anyway, for its sums, so there is less to
+        write, to read and to hold.
+        """
+        for number, segment in enumerate(self.segments):
+            for op in segment.ops:
+                if op.kind != "norm" or "r" in op.tensors:
+                    continue
+                y = op.tensors["y"]
+                others = [s for n, s in enumerate(self.segments) if n != number and s.reads(y)]
+                if len(others) != 1 or others[0].parts:
+                    continue
+                again = len(self.tape.tensors)
+                self.tape.tensors.append(replace(self.tape.tensors[y]))
+                others[0].read_instead(y, again)
+                others[0].ops.insert(
+                    next(i for i, o in enumerate(others[0].ops) if again in o.tensors.values()),
+                    replace(op, tensors={**op.tensors, "y": again}),
+                )
 
     # -- memory -----------------------------------------------------------------------------------
 
