@@ -241,11 +241,16 @@ cdef class ConvLayer:
     def partial_floats(self):
         return self.layer.partial_floats
 
-    def allocate(self, int partials):
-        """Memory for packed weights and so many partial sums."""
+    def allocate(self, int partials=0, ConvLayer shared=None):
+        """Memory for packed weights and so many partial sums, or one in that of another layer."""
         self.forward = Buffer(self.layer.forward_floats)
         self.backward = Buffer(self.layer.backward_floats)
-        self.partials = Buffer(self.layer.partial_floats * partials)
+        if shared is None:
+            self.partials = Buffer(self.layer.partial_floats * partials)
+        elif shared.partials.floats < <size_t>self.layer.partial_floats:
+            raise ValueError("the other layer's partial sums are smaller")
+        else:
+            self.partials = shared.partials
 
 
 cdef class NormLayer:

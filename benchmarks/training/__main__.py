@@ -30,13 +30,13 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--docs", type=Path, help="where to write the report")
     options = parser.parse_args()
-    rows = []
+    rows, load = [], os.getloadavg()[0]
     for case in [case for case in CASES if case.name in options.models.split(",")]:
         with tempfile.TemporaryDirectory() as folder:
             rows.append(_row(case, options, Path(folder)))
         print(rows[-1].text(), flush=True)
     if options.docs:
-        options.docs.write_text(markdown(rows, options.rounds, options.seconds), "utf-8")
+        options.docs.write_text(markdown(rows, options.rounds, options.seconds, load), "utf-8")
 
 
 def _row(case: Case, options: argparse.Namespace, folder: Path) -> Row:

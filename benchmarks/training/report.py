@@ -50,15 +50,17 @@ class Row:
         return "  ".join(self.cells())
 
 
-def markdown(rows: Sequence[Row], rounds: int, seconds: float) -> str:
-    """The report as a Markdown document."""
+def markdown(rows: Sequence[Row], rounds: int, seconds: float, load: float) -> str:
+    """The report as a Markdown document; load: the machine's load average before the run."""
     versions = rows[0].versions if rows else {"ours": "", "torch_peer": ""}
     lines = [
         "# Training beside PyTorch",
         "",
         f"Made by `make bench-training` on {datetime.date.today().isoformat()}: "
         f"{platform.machine()}, {os.cpu_count()} cores; convserve {versions['ours']}; "
-        f"PyTorch {versions['torch_peer']}. float32, 2 threads.",
+        f"PyTorch {versions['torch_peer']}. float32, 2 threads. The load average before was "
+        f"{load:.1f}: on a busy machine both are slower, and PyTorch by more, whose threads wait "
+        "for each other more often.",
         "",
         "A step is forward, loss, backward and the update of SGD with Nesterov momentum and weight "
         "decay, on a batch in memory. Each contestant has a process of its own, which stands still "
@@ -66,7 +68,8 @@ def markdown(rows: Sequence[Row], rounds: int, seconds: float) -> str:
         "better of its layouts. Figures are medians, a ratio is the median (least–greatest) of the "
         "ratios within the rounds. Peak is the process's largest resident size. Difference is that "
         "of the gradients of the first step without dropout: the largest over the parameters of "
-        "the root mean square difference relative to PyTorch's.",
+        "the root mean square difference relative to PyTorch's. Deep networks and small batches "
+        "magnify rounding: ResNet-18's change by more, 1e-2, where its images change by 1e-7.",
         "",
         "| network | batch | PyTorch, images/s | convserve | ratio | target | PyTorch, peak MB "
         "| convserve | difference | PyTorch's layout |",

@@ -125,16 +125,20 @@ class _Assembly:
     # -- segments ---------------------------------------------------------------------------------
 
     def split(self) -> list[_Segment]:
-        head, tail, last = _Segment(parts=True), _Segment(parts=True), _Segment(parts=True)
-        body = [_Segment()]
+        head, tail, body = _Segment(parts=True), _Segment(parts=True), [_Segment()]
+        large: list[_Segment] = []
         for op in self.tape.ops:
             if op.kind in ("conv", "affine"):
                 head.ops.append(Op(f"{op.kind}_pack", {}, op.node, info=op.info))
             if op.kind == "affine_dw":
                 tail.ops.append(op)
             elif op.kind == "conv_dw" and _name(op) in self.by_filters:
-                tail.ops.append(Op("conv_dw_parts", op.tensors, op.node, info=op.info))
-                last.ops.append(Op("conv_reduce", {}, op.node, info=op.info))
+                # One after the other, since they share the memory of the largest.
+                for part in (
+                    Op("conv_dw_parts", op.tensors, op.node),
+                    Op("conv_reduce", {}, op.node),
+                ):
+                    large.append(_Segment([part], parts=True))
             elif op.kind in ONCE:
                 body[-1].once.append(op)
             else:
@@ -143,7 +147,7 @@ class _Assembly:
                 body[-1].ops.append(op)
                 if op.kind == "conv_dw":
                     tail.ops.append(Op("conv_reduce", {}, op.node, info=op.info))
-        return [s for s in (head, *body, tail, last) if s.ops]
+        return [s for s in (head, *body, tail, *large) if s.ops]
 
     def recompute(self) -> None:
         """Computes batch norm's output again where only one segment of the backward pass needs it.
@@ -227,7 +231,13 @@ class _Assembly:
                 for role in ("x", "y", "dx", "dy")
             ]
             self.convs[name] = self.conv_layer(layer, layouts=tuple(layouts))
-            self.convs[name].allocate(1 if name in self.by_filters else self.lanes)
+        largest: ConvLayer | None = None
+        for name, conv in sorted(self.convs.items(), key=lambda item: -item[1].partial_floats):
+            if name in self.by_filters:
+                conv.allocate(1, largest)
+                largest = largest or conv
+            else:
+                conv.allocate(self.lanes)
         count = 0
         for segment in self.segments:
             parts = []

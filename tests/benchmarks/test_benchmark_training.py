@@ -48,5 +48,5 @@ def test_the_table_has_medians_ratios_and_whether_the_target_is_met() -> None:
         "lenet", "128", "20", "44", "**2.20×** (1.50–2.50)", "≥ 2: yes", "300", "50", "1e-06",
         "channels_last",
     ]  # fmt: skip
-    *_, header, rule, line = markdown([row], 3, 1.0).splitlines()
+    *_, header, rule, line = markdown([row], 3, 1.0, 0.1).splitlines()
     assert header.count("|") == rule.count("|") == line.count("|") == 11
