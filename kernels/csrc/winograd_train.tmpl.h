@@ -136,7 +136,8 @@ static void winograd_gradient(const cs_winograd *p, int blocks, int first, int c
         winograd_place(p, first + i, &h, &w);
         const int columns = p->ow - w < p->m ? p->ow - w : p->m;
         const winograd_part part = {0, p->oh - h, 0, columns};
-        winograd_tile_fn *run = (p->m == 4 ? tiles4 : tiles2)[columns - 1];
+        assert(1 <= columns && columns <= 4);
+        winograd_tile_fn *run = p->m == 4 ? tiles4[columns - 1] : tiles2[columns - 1];
         const float *start = g + h * p->y_row + (int64_t)w * CS_VL, *line[4];
         float *out = v + (int64_t)(slot + i) * CS_VL;
         for (int b = 0; b < blocks; b++, start += p->y_block, out += (int64_t)slots * CS_VL) {
