@@ -25,7 +25,8 @@ ConvserveError
     ├── QueueTimeoutError
     ├── DeadlineExceededError
     ├── CancelledError
-    └── StoppingError                    the server has begun to stop
+    ├── StoppingError                    the server has begun to stop
+    └── WorkerGoneError                  a process of the server died, or does not answer
 
 A wrong dtype or type of argument raises the built-in TypeError.
 """
@@ -59,6 +60,7 @@ __all__ = [
     "TrainingStoppedError",
     "UnknownNameError",
     "UnsupportedOperatorError",
+    "WorkerGoneError",
 ]
 
 
@@ -167,3 +169,7 @@ class CancelledError(InferenceError):
 
 class StoppingError(InferenceError):
     """The server has begun to stop and takes no new requests."""
+
+
+class WorkerGoneError(InferenceError):
+    """A process of the server died while it was asked for something, or does not answer."""

@@ -15,7 +15,15 @@ import click
 
 from convserve.errors import ConvserveError
 
-__all__ = ["INTERRUPTED", "debug_option", "model_argument", "printable", "run", "threads_option"]
+__all__ = [
+    "INTERRUPTED",
+    "command_line",
+    "debug_option",
+    "model_argument",
+    "printable",
+    "run",
+    "threads_option",
+]
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
@@ -27,6 +35,7 @@ class _State:
     """Of one run of the program."""
 
     debug: bool = False
+    args: tuple[str, ...] = ()  # of the command line
 
 
 def run(group: click.Command, args: Sequence[str] | None = None) -> int:
@@ -38,7 +47,7 @@ def run(group: click.Command, args: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a name that the terminal can't show is no error
             stream.reconfigure(errors="backslashreplace")
-    state = _State()
+    state = _State(args=tuple(sys.argv[1:] if args is None else args))
     try:
         status = group.main(
             None if args is None else list(args),
@@ -88,6 +97,12 @@ def threads_option(command: _Decorated) -> _Decorated:
         type=click.IntRange(min=1),
         help="Threads for computing.  [default: the cores this process may use]",
     )(command)
+
+
+def command_line() -> tuple[str, ...]:
+    """The arguments that this run of the program was given."""
+    args: tuple[str, ...] = click.get_current_context().ensure_object(_State).args
+    return args
 
 
 def printable(text: object) -> str:

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import sys
-import threading
-from collections.abc import Callable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from convserve.cli._common import threads_option
+from convserve.cli._common import command_line, threads_option
+from convserve.cli._signals import Signals
 
 if TYPE_CHECKING:
     from convserve.serving.logs import LogSettings
@@ -95,6 +94,23 @@ _PORT = click.IntRange(0, 65535)
     show_default=True,
     help="/metrics, /healthz and /readyz over HTTP; 0: a free port.",
 )
+@click.option(
+    "--workers",
+    type=click.IntRange(1, 256),
+    default=1,
+    show_default=True,
+    help="Processes that share the port; the cores are divided among them, or each computes on "
+    "--threads. See docs/operations.md.",
+)
+@click.option(
+    "--watchdog-seconds",
+    type=click.FloatRange(0, 86400),
+    default=30.0,
+    show_default=True,
+    help="With several workers, how long one may stay silent or compute one batch before it is "
+    "killed and started anew; 0: for ever.",
+)
+@click.option("--worker-socket", type=click.IntRange(0), hidden=True)
 @threads_option
 @click.option(
     "--one-core/--no-one-core",
@@ -187,6 +203,9 @@ def command(
     host: str,
     port: int,
     metrics_port: int,
+    workers: int,
+    watchdog_seconds: float,
+    worker_socket: int | None,
     threads: int | None,
     one_core: bool,
     max_batch_size: int,
@@ -233,8 +252,24 @@ def command(
         raise click.UsageError("--tls-client-ca needs --tls-certificate and --tls-key")
     names = None if "*" in load_model or not explicit else load_model
 
-    from convserve.engine.repository import ModelRepository
     from convserve.serving.logs import LogSettings
+
+    logs = _log_to_stderr(LogSettings(getattr(logging, log_level.upper())))
+    poll = repository_poll_secs if model_control_mode == "poll" else None
+    if workers > 1 and worker_socket is None:
+        from convserve.serving.workers.supervisor import Plan, Supervisor
+
+        command = (sys.executable, "-m", "convserve", *command_line())
+        watchdog = watchdog_seconds or None
+        plan = Plan(command, workers, host, port, metrics_port, watchdog, exit_timeout, poll)
+        supervisor = Supervisor(plan, logs)
+        Signals(on_hangup=supervisor.reload, on_stop=supervisor.stop)
+        return supervisor.run(
+            lambda names: _say_ready(host, supervisor.port, supervisor.metrics_port, names)
+        )
+
+    from convserve.engine.repository import ModelRepository
+    from convserve.kernels._cores import usable_cores
     from convserve.serving.server import Options, Server
     from convserve.serving.tls import TlsFiles
 
@@ -242,7 +277,6 @@ def command(
     if tls_certificate is not None and tls_key is not None:
         tls = TlsFiles(tls_certificate, tls_key, tls_client_ca)
 
-    logs = _log_to_stderr(LogSettings(getattr(logging, log_level.upper())))
     defaults = {
         "max_batch_size": max_batch_size,
         "dynamic_batching": {
@@ -250,44 +284,53 @@ def command(
             "default_queue_policy": {"max_queue_size": max_queue_size},
         },
     }
+    if workers > 1:
+        threads = threads or max(1, usable_cores() // workers)
+    options = Options(
+        host=host,
+        port=port,
+        metrics_port=metrics_port,
+        max_message_bytes=max_message_mb * _MIB,
+        max_pixels=max_pixels,
+        decode_threads=threads,
+        explicit_control=explicit,
+        poll_seconds=poll,
+        shared_memory=system_shared_memory,
+        tls=tls,
+        token_file=token_file,
+        allow_admin=allow_admin,
+        max_concurrent_streams=max_concurrent_streams,
+        one_core=one_core,
+        access_log=access_log,
+        access_log_format=access_log_format,
+        trace=trace,
+    )
+    if worker_socket is not None:
+        from convserve.serving.workers.worker import Worker
+
+        return Worker(
+            worker_socket, path, options, logs, defaults=defaults, threads=threads or 1, names=names
+        ).run()
     repository = ModelRepository.open(path, defaults=defaults, threads=threads, names=names)
-    signals = _Signals()
-    server = Server(
-        repository,
-        Options(
-            host=host,
-            port=port,
-            metrics_port=metrics_port,
-            max_message_bytes=max_message_mb * _MIB,
-            max_pixels=max_pixels,
-            decode_threads=threads,
-            explicit_control=explicit,
-            poll_seconds=repository_poll_secs if model_control_mode == "poll" else None,
-            shared_memory=system_shared_memory,
-            tls=tls,
-            token_file=token_file,
-            allow_admin=allow_admin,
-            max_concurrent_streams=max_concurrent_streams,
-            one_core=one_core,
-            access_log=access_log,
-            access_log_format=access_log_format,
-            trace=trace,
-        ),
-        logs,
-    )
+    signals = Signals()
+    server = Server(repository, options, logs)
     signals.on_hangup = server.reload
-    address = f"[{host}]" if ":" in host else host
-    served = ",".join(dict.fromkeys(served.name for served in repository.models()))
-    click.echo(
-        f"ready grpc={address}:{server.port} metrics={address}:{server.metrics_port} model={served}"
-    )
-    sys.stdout.flush()
+    served = dict.fromkeys(served.name for served in repository.models())
+    _say_ready(host, server.port, server.metrics_port, served)
     signals.wait()
     if server.stop(exit_timeout):
         return 0
     logging.getLogger(__name__).error("Exit timeout expired. Exiting immediately.")
     logging.shutdown()
     os._exit(1)  # threads that still compute can't be ended in any other way
+
+
+def _say_ready(host: str, port: int, metrics_port: int | None, names: Iterable[str]) -> None:
+    address = f"[{host}]" if ":" in host else host
+    click.echo(
+        f"ready grpc={address}:{port} metrics={address}:{metrics_port} model={','.join(names)}"
+    )
+    sys.stdout.flush()
 
 
 def _log_to_stderr(settings: LogSettings) -> LogSettings:
@@ -301,40 +344,3 @@ def _log_to_stderr(settings: LogSettings) -> LogSettings:
     )
     logging.getLogger("convserve").setLevel(logging.DEBUG)
     return settings
-
-
-class _Signals:
-    """The first SIGTERM or SIGINT ends `wait()`; the second ends the process on the spot.
-
-    SIGHUP calls `on_hangup`.
-
-    Python runs signal handlers on the main thread only, which may be asleep in a wait when another
-    thread is given the signal. So the news goes through a pipe that Python's own C handler writes
-    to on any thread, and a thread of its own reads it.
-    """
-
-    _NUMBERS = (signal.SIGTERM, signal.SIGINT)
-
-    def __init__(self) -> None:
-        self.on_hangup: Callable[[], None] = lambda: None
-        self._first = threading.Event()
-        reader, writer = os.pipe()
-        os.set_blocking(writer, False)
-        signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-        for number in (*self._NUMBERS, signal.SIGHUP):
-            signal.signal(number, lambda _number, _frame: None)  # the pipe has it
-        threading.Thread(target=self._watch, args=(reader,), name="signals", daemon=True).start()
-
-    def _watch(self, reader: int) -> None:
-        while True:
-            number = os.read(reader, 1)[0]
-            if number == signal.SIGHUP:
-                self.on_hangup()
-            elif number in self._NUMBERS:
-                if self._first.is_set():
-                    os._exit(1)
-                self._first.set()
-
-    def wait(self) -> None:
-        """Block until the first signal."""
-        self._first.wait()

@@ -10,6 +10,7 @@ does not wait for a large one's long batch.
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +19,10 @@ __all__ = ["ThreadBudget"]
 
 
 class ThreadBudget:
-    """`threads` compute threads; all methods may be called from any thread."""
+    """`threads` compute threads; all methods may be called from any thread.
+
+    Who has taken threads gives them back itself, before it takes others.
+    """
 
     def __init__(self, threads: int) -> None:
         if threads < 1:
@@ -27,6 +31,7 @@ class ThreadBudget:
         self._lock = threading.Lock()
         self._running = 0  # batches
         self._used = 0  # threads
+        self._began: dict[int, float] = {}  # when, by the thread that runs a batch
         self._turns: deque[threading.Lock] = deque()  # of those who wait, each held until its turn
 
     def try_take(self, wanted: int) -> int:
@@ -53,16 +58,23 @@ class ThreadBudget:
     def _grant(self, wanted: int) -> int:
         granted = max(1, min(wanted, self.threads - self._used))
         self._used += granted
+        self._began[threading.get_ident()] = time.monotonic()
         return granted
 
     def give_back(self, granted: int) -> None:
         """A batch has ended; the next one in line has its turn."""
         with self._lock:
             self._used -= granted
+            self._began.pop(threading.get_ident(), None)
             if self._turns:
                 self._turns.popleft().release()
             else:
                 self._running -= 1
+
+    def longest(self) -> float:
+        """For how many seconds the batch that runs the longest has been running; 0: none runs."""
+        with self._lock:
+            return time.monotonic() - min(self._began.values()) if self._began else 0.0
 
     @contextmanager
     def turn(self, wanted: int) -> Iterator[int]:

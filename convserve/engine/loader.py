@@ -19,6 +19,7 @@ from convserve.engine.budget import ThreadBudget
 from convserve.engine.config import ModelConfig, ModelWarmup, WarmupInput
 from convserve.engine.model import Model
 from convserve.engine.scheduler import BatchScheduler
+from convserve.engine.segment import Segment
 from convserve.engine.source import MODEL_FILENAME, Source, Stamp
 from convserve.engine.statistics import Statistics
 from convserve.errors import ConfigError, ModelFileError
@@ -39,6 +40,7 @@ class ServedModel:
     model: Model
     scheduler: BatchScheduler
     stamp: Stamp | None = None  # of the file that it was read from
+    segment: Segment | None = None  # where its weights lie, if processes share them
     uses: int = field(default=0, repr=False)  # requests that hold it; the repository counts
 
     @property
@@ -61,7 +63,10 @@ class Override:
 
 
 class Loader:
-    """Loads the models of a source; `defaults` are tables that a model's own tables go over."""
+    """Loads the models of a source; `defaults` are tables that a model's own tables go over.
+
+    shared: weights go into segments, for other processes to `adopt`.
+    """
 
     def __init__(
         self,
@@ -69,8 +74,10 @@ class Loader:
         *,
         defaults: Mapping[str, Any] | None = None,
         budget: ThreadBudget,
+        shared: bool = False,
     ) -> None:
         self.source = source
+        self._shared = shared
         self._defaults = defaults or {}
         self._budget = budget
         config_file.build({}, self._defaults)
@@ -118,12 +125,36 @@ class Loader:
             inside = self.source.holds(tuning.record_path(path))
             times = tuning.find(path, file.graph) if inside else None
         threads = config.instance_group.threads or None
-        model = Model.from_file(file, name=name, threads=threads, times=times)
-        self._warm_up(model, config)
-        scheduler = BatchScheduler(model, config, budget=self._budget, name=name)
+        if self._shared:
+            segment = Segment.of(file, times or {})
+            del file  # served is what lies in the segment
+            served = self.adopt(name, version, config, stamp, segment)
+        else:
+            model = Model.from_file(file, name=name, threads=threads, times=times)
+            served = self._ready(name, version, config, model, stamp)
         seconds = time.monotonic() - started
         _log.info("loaded model %s version %d in %.2f s", name, version, seconds)
-        return ServedModel(name, str(version), model, scheduler, stamp)
+        return served
+
+    def adopt(
+        self, name: str, version: int, config: ModelConfig, stamp: Stamp | None, segment: Segment
+    ) -> ServedModel:
+        """A version that a process has loaded, ready in this one."""
+        model = segment.model(name, config.instance_group.threads or None)
+        return self._ready(name, version, config, model, stamp, segment)
+
+    def _ready(
+        self,
+        name: str,
+        version: int,
+        config: ModelConfig,
+        model: Model,
+        stamp: Stamp | None,
+        segment: Segment | None = None,
+    ) -> ServedModel:
+        self._warm_up(model, config)
+        scheduler = BatchScheduler(model, config, budget=self._budget, name=name)
+        return ServedModel(name, str(version), model, scheduler, stamp, segment)
 
     def _warm_up(self, model: Model, config: ModelConfig) -> None:
         batches = config.model_warmup or tuple(

@@ -88,18 +88,23 @@ class ModelRepository:
         ConfigError if any of them can't be served.
         """
         budget = ThreadBudget(min(threads or usable_cores(), usable_cores()))
-        loader = Loader(Source(Path(path)), defaults=defaults, budget=budget)
-        self = cls(loader=loader)
-        found = loader.source.names(strict=True) if names is None else list(dict.fromkeys(names))
-        if names is None and not found:
-            raise ModelLoadError(f"{path}: holds no <model>/<version>/model.npz")
+        self = cls(loader=Loader(Source(Path(path)), defaults=defaults, budget=budget))
         try:
-            for name in found:
-                self.load(name)
+            self.load_all(names)
         except ConvserveError:
             self.stop()
             raise
         return self
+
+    def load_all(self, names: Iterable[str] | None = None) -> None:
+        """Load these models; by default all of the source, of which there must be one."""
+        assert self._loader is not None
+        source = self._loader.source
+        found = source.names(strict=True) if names is None else list(dict.fromkeys(names))
+        if names is None and not found:
+            raise ModelLoadError(f"{source.path}: holds no <model>/<version>/model.npz")
+        for name in found:
+            self.load(name)
 
     def listen(self, listener: Callable[[str, bool], None]) -> None:
         """Call `listener(name, ready)` after every load and unload, and now for what is ready."""
@@ -217,11 +222,9 @@ class ModelRepository:
                 if known is None:
                     self._mark(entry, version, LOADING)
                 fresh[version] = loader.load(name, version, config, override, known)
+            self._announce(name, entry, fresh)
         except Exception as error:
-            for number, served in fresh.items():
-                if served is not entry.ready.get(number):
-                    served.scheduler.stop()
-                    self._forget(entry, number)
+            self._drop(entry, fresh)
             reason = str(error) if isinstance(error, ConvserveError) else repr(error)
             if version is not None:
                 self._mark(entry, version, UNAVAILABLE, reason)
@@ -241,8 +244,19 @@ class ModelRepository:
                 return
             raise ModelNotFoundError(f"Request for unknown model: {shown(name)} is not found")
         with entry.changing:
+            self._announce(name, entry, {})
             self._switch(name, entry, {})
         self._tell(name)
+
+    def _announce(self, name: str, entry: _Entry, fresh: dict[int, ServedModel]) -> None:
+        """What is about to be switched to; a fault leaves everything as it is."""
+
+    def _drop(self, entry: _Entry, fresh: dict[int, ServedModel]) -> None:
+        """End versions that were made ready and won't be served."""
+        for number, served in fresh.items():
+            if served is not entry.ready.get(number):
+                served.scheduler.stop()
+                self._forget(entry, number)
 
     def _switch(self, name: str, entry: _Entry, fresh: dict[int, ServedModel]) -> None:
         with self._changed:

@@ -10,7 +10,7 @@ import copy
 import threading
 import time
 from bisect import bisect_left
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 __all__ = ["LATENCY_BUCKETS", "BatchCounters", "Counters", "Statistics"]
 
@@ -53,10 +53,28 @@ class Counters:
     batches: dict[int, BatchCounters] = field(default_factory=dict)  # by the images in a batch
     latencies: list[int] = field(default_factory=lambda: [0] * (len(LATENCY_BUCKETS) + 1))
 
+    def add(self, other: Counters) -> None:
+        """Add what other counters have counted."""
+        for name in _SUMS:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        for reason, count in other.failures.items():
+            self.failures[reason] = self.failures.get(reason, 0) + count
+        for size, batch in other.batches.items():
+            own = self.batches.setdefault(size, BatchCounters())
+            own.count += batch.count
+            own.compute_input_ns += batch.compute_input_ns
+            own.compute_infer_ns += batch.compute_infer_ns
+            own.compute_output_ns += batch.compute_output_ns
+        self.latencies = [a + b for a, b in zip(self.latencies, other.latencies, strict=True)]
+        self.last_ms = max(self.last_ms, other.last_ms)
+
     @property
     def batch_sizes(self) -> dict[int, int]:
         """Images in a batch -> batches."""
         return {size: batch.count for size, batch in self.batches.items()}
+
+
+_SUMS = tuple(f.name for f in fields(Counters) if f.type == "int" and f.name != "last_ms")
 
 
 class Statistics:

@@ -21,4 +21,5 @@ polling.py          looks at the repository now and then
 status.py           the one place where an exception becomes a gRPC status
 metrics.py          statistics -> Prometheus text, and the HTTP server for it
 reflection.py       gRPC reflection over two descriptor pools
+workers/            several processes that share the port and behave as one server
 """

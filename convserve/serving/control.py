@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import grpc
@@ -17,13 +18,25 @@ from convserve.serving.logs import LogSettings
 from convserve.serving.shared_memory import Regions
 from convserve_client import protocol
 
-__all__ = ["Control"]
+__all__ = ["CHANGES", "Control"]
+
+CHANGES = (
+    "RepositoryModelLoad",
+    "RepositoryModelUnload",
+    "LogSettings",
+    "SystemSharedMemoryRegister",
+    "SystemSharedMemoryUnregister",
+)
 
 _FILE = re.compile(r"file:([1-9][0-9]{0,17})/" + re.escape(MODEL_FILENAME))
 
 
 class Control:
-    """Answers the calls. regions: None where shared memory is switched off."""
+    """Answers the calls. regions: None where shared memory is switched off.
+
+    everywhere: has the call of that name and message carried out in all processes, and returns the
+    answer's bytes; None where this process is alone.
+    """
 
     def __init__(
         self,
@@ -32,7 +45,9 @@ class Control:
         explicit: bool,
         logs: LogSettings,
         regions: Regions | None,
+        everywhere: Callable[[str, bytes], bytes] | None = None,
     ) -> None:
+        self._everywhere = everywhere
         self._repository = repository
         self._explicit = explicit
         self._logs = logs
@@ -44,7 +59,19 @@ class Control:
         return () if self._regions is None else ("system_shared_memory",)
 
     def calls(self) -> dict[str, Call]:
-        """The calls by name."""
+        """The calls by name; those that change something do so in all processes."""
+        calls = self.local_calls()
+        if self._everywhere is not None:
+            for name in CHANGES:
+                calls[name] = self._elsewhere(name, self._everywhere)
+        return calls
+
+    def _elsewhere(self, name: str, everywhere: Callable[[str, bytes], bytes]) -> Call:
+        answer = protocol.METHODS[name].response
+        return lambda message, _: answer.FromString(everywhere(name, message.SerializeToString()))
+
+    def local_calls(self) -> dict[str, Call]:
+        """The calls by name, carried out in this process."""
         return {
             "RepositoryIndex": self._index,
             "RepositoryModelLoad": self._load,

@@ -8,6 +8,7 @@ from typing import Any
 
 from convserve.engine.model import Model
 from convserve.engine.repository import ServedModel
+from convserve.engine.statistics import Counters
 from convserve.serving import config_message
 from convserve.serving.config_message import PLATFORM
 from convserve_client import protocol
@@ -87,9 +88,8 @@ def config(served: ServedModel) -> Any:
     return protocol.ModelConfigResponse(config=answer)
 
 
-def statistics(served: ServedModel) -> Any:
-    """The ModelStatistics of one version."""
-    counters = served.statistics.snapshot()
+def statistics(served: ServedModel, counters: Counters) -> Any:
+    """The ModelStatistics of one version that has done what `counters` say."""
     duration = protocol.StatisticDuration
     answer = protocol.ModelStatistics(
         name=served.name,

@@ -51,6 +51,11 @@ class LogSettings(logging.Filter):
         with self._lock:
             return dict(self._values)
 
+    def adopt(self, values: Mapping[str, Value]) -> None:
+        """Take over the `values` of another process."""
+        with self._lock:
+            self._values = dict(values)
+
     def change(self, settings: Mapping[str, Any]) -> None:
         """Change the settings of a LogSettingsRequest, all or, with InvalidRequestError, none."""
         with self._lock:

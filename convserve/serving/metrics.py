@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from itertools import accumulate
 from socket import AF_INET6
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from wsgiref.simple_server import WSGIRequestHandler, make_server
 
 from prometheus_client import CollectorRegistry, GCCollector, ProcessCollector, generate_latest
@@ -18,10 +18,19 @@ from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, M
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, ThreadingWSGIServer
 from prometheus_client.registry import Collector
 
-from convserve.engine.repository import ModelRepository, ServedModel
 from convserve.engine.statistics import LATENCY_BUCKETS, Counters
 
-__all__ = ["MetricsServer", "exposition", "registry"]
+if TYPE_CHECKING:  # the supervisor of several workers has no models
+    from convserve.engine.repository import ModelRepository
+
+__all__ = [
+    "MetricsServer",
+    "ModelCollector",
+    "ModelFigures",
+    "RecordCollector",
+    "exposition",
+    "registry",
+]
 
 _BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 _LABELS = ("model", "version")
@@ -54,14 +63,24 @@ _COUNTERS: dict[str, tuple[str, Callable[[Counters], float]]] = {
 }
 
 
-class _ModelCollector(Collector):
-    """Reads the models' statistics when they are scraped; a request pays nothing for it."""
+class ModelFigures(NamedTuple):
+    """What is known of a model version: its counters, the requests that wait, and that may wait."""
 
-    def __init__(self, models: Callable[[], Iterable[ServedModel]]) -> None:
+    name: str
+    version: str
+    counters: Counters
+    pending: int
+    limit: int
+
+
+class ModelCollector(Collector):
+    """Reads the models' figures when they are scraped; a request pays nothing for it."""
+
+    def __init__(self, models: Callable[[], Iterable[ModelFigures]]) -> None:
         self._models = models
 
     def collect(self) -> Iterator[Metric]:
-        models = [(m, [m.name, m.version], m.statistics.snapshot()) for m in self._models()]
+        models = [(m, [m.name, m.version], m.counters) for m in self._models()]
         for name, (text, value) in _COUNTERS.items():
             metric = Metric(name, text, "counter")
             for _, labels, counters in models:
@@ -78,12 +97,12 @@ class _ModelCollector(Collector):
         sizes = HistogramMetricFamily(
             "convserve_batch_size", "Images in an executed batch", labels=_LABELS
         )
-        for served, labels, counters in models:
+        for figures, labels, counters in models:
             named = dict(zip(_LABELS, labels, strict=True))
             for reason, count in counters.failures.items():
                 failures.add_sample(failures.name, {**named, "reason": reason}, count)
-            pending.add_sample(pending.name, named, served.scheduler.pending)
-            limit.add_sample(limit.name, named, served.config.dynamic_batching.max_waiting)
+            pending.add_sample(pending.name, named, figures.pending)
+            limit.add_sample(limit.name, named, figures.limit)
             latency.add_metric(labels, _latency_buckets(counters), counters.request_ns / 1e9)
             sizes.add_metric(labels, _size_buckets(counters), counters.inferences)
         yield from (failures, pending, limit, latency, sizes)
@@ -100,7 +119,7 @@ def _size_buckets(counters: Counters) -> list[tuple[str, float]]:
     return [*buckets, ("+Inf", float(counters.executions))]
 
 
-class _RecordCollector(Collector):
+class RecordCollector(Collector):
     """What the access log and the traces lack."""
 
     def __init__(self, dropped: Callable[[], int]) -> None:
@@ -118,9 +137,22 @@ def registry(
 
     dropped: counts the calls that the access log or the traces lack.
     """
+
+    def figures() -> list[ModelFigures]:
+        return [
+            ModelFigures(
+                m.name,
+                m.version,
+                m.statistics.snapshot(),
+                m.scheduler.pending,
+                m.config.dynamic_batching.max_waiting,
+            )
+            for m in repository.models()
+        ]
+
     own = CollectorRegistry()
-    own.register(_ModelCollector(repository.models))
-    own.register(_RecordCollector(dropped))
+    own.register(ModelCollector(figures))
+    own.register(RecordCollector(dropped))
     ProcessCollector(registry=own)
     GCCollector(registry=own)
     return own

@@ -11,7 +11,7 @@ import logging
 import socket
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from convserve.engine.affinity import CoreWatch, bound, choose, roam
 from convserve.engine.repository import ModelRepository
+from convserve.engine.statistics import Counters
 from convserve.errors import ConvserveError
 from convserve.images import MAX_PIXELS
 from convserve.kernels._cores import usable_cores
@@ -41,7 +42,7 @@ from convserve.serving.tls import TlsFiles, server_credentials
 from convserve.serving.tracing import Tracing
 from convserve_client import protocol
 
-__all__ = ["Options", "Server"]
+__all__ = ["Group", "Options", "Server"]
 
 _log = logging.getLogger(__name__)
 _SPARE_THREADS = 32  # calls that are parsed, checked, rejected or sent while all others wait
@@ -55,7 +56,8 @@ class Options:
 
     host: str = "127.0.0.1"
     port: int = 8001
-    metrics_port: int = 8002
+    metrics_port: int | None = 8002  # None: no pages over HTTP
+    reuse_port: bool = False  # share the port with other processes of the same server
     max_message_bytes: int = 64 * 1024 * 1024
     max_pixels: int = MAX_PIXELS  # of an encoded image
     decode_threads: int | None = None  # None: as many as cores
@@ -73,6 +75,15 @@ class Options:
     core: int | None = None  # which of those that the process may use; None: any
 
 
+@dataclass(frozen=True)
+class Group:
+    """What a server needs of the other processes beside it, if it is one of several workers."""
+
+    regions: Regions
+    everywhere: Callable[[str, bytes], bytes]  # as in Control
+    totals: Callable[[], Mapping[tuple[str, str], Counters]]  # as in Servicer
+
+
 class Server:
     """Serves a repository from construction until `stop()`; `port`, `metrics_port` are real.
 
@@ -85,6 +96,7 @@ class Server:
         options: Options | None = None,
         logs: LogSettings | None = None,
         sinks: Iterable[Sink] = (),
+        group: Group | None = None,
     ) -> None:
         options = options or Options()
         self._repository = repository
@@ -100,32 +112,38 @@ class Server:
             streams=ThreadPoolExecutor(MAX_STREAMS + 8, thread_name_prefix="stream"),
             loading=ThreadPoolExecutor(_LOADING_THREADS, "loading", initializer=roam),
         )
-        regions = Regions() if options.shared_memory else None
+        regions = None
+        if options.shared_memory:
+            regions = Regions() if group is None else group.regions
         self._inferences = Inferences(
             repository, self._decoder, infer_pool, regions, self._observer
         )
-        control = Control(
+        self.control = Control(
             repository,
             explicit=options.explicit_control,
             logs=logs or LogSettings(),
             regions=regions,
+            everywhere=None if group is None else group.everywhere,
         )
-        self._servicer = Servicer(repository, self._inferences, control, self._observer)
+        totals = None if group is None else group.totals
+        self._servicer = Servicer(
+            repository, self._inferences, self.control, self._observer, totals
+        )
         self._health = health.HealthServicer()
         self.host = options.host
         core = choose(options.core) if options.one_core else None
         self._grpc = bound(core, lambda: self._make_grpc(options))
         self.port = bound(core, lambda: self._bind(options))
-        try:
-            self._metrics = metrics.MetricsServer(
-                options.host,
-                options.metrics_port,
-                metrics.registry(repository, self._dropped),
-                lambda: self._servicer.ready,
-            )
-        except OSError as error:
-            raise _cannot_listen(options.host, options.metrics_port, error) from None
-        self.metrics_port = self._metrics.port
+        self._metrics = None
+        if options.metrics_port is not None:
+            pages = metrics.registry(repository, self.dropped)
+            try:
+                self._metrics = metrics.MetricsServer(
+                    options.host, options.metrics_port, pages, lambda: self._servicer.ready
+                )
+            except OSError as error:
+                raise _cannot_listen(options.host, options.metrics_port, error) from None
+        self.metrics_port = None if self._metrics is None else self._metrics.port
         bound(core, self._grpc.start)
         self._core_watch = CoreWatch()
         self._health.set(protocol.SERVICE, health_pb2.HealthCheckResponse.SERVING)
@@ -151,11 +169,16 @@ class Server:
         """Take over what has changed in the repository, and open the access log anew, soon and in
         other threads."""
         self._poller.look_now()
+        self.reopen_log()
+
+    def reopen_log(self) -> None:
+        """Open the access log anew, soon."""
         if self._access_log is not None and self._observer is not None:
             self._access_log.reopen()
             self._observer.wake()
 
-    def _dropped(self) -> int:
+    def dropped(self) -> int:
+        """How many calls are missing in the access log or the traces."""
         return 0 if self._observer is None else self._observer.dropped
 
     def _make_grpc(self, options: Options) -> grpc.Server:
@@ -167,7 +190,8 @@ class Server:
                 *([] if streams is None else [("grpc.max_concurrent_streams", streams)]),
                 ("grpc.max_receive_message_length", options.max_message_bytes),
                 ("grpc.max_send_message_length", -1),
-                ("grpc.so_reuseport", 0),  # a second server on the port must fail
+                # Without, a second server on the port fails, as it must.
+                ("grpc.so_reuseport", int(options.reuse_port)),
                 # Clients may ping every 10 s, and without calls; gRPC's defaults disconnect them.
                 ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
                 ("grpc.keepalive_permit_without_calls", 1),
@@ -185,6 +209,8 @@ class Server:
         try:
             with socket.socket(family, socket.SOCK_STREAM) as probe:
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                if options.reuse_port:
+                    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
                 probe.bind((options.host, options.port))
         except (OSError, OverflowError) as error:
             raise _cannot_listen(options.host, options.port, error) from None
@@ -220,7 +246,8 @@ class Server:
             self._inferences.wait_quiet(0.1, min(timeout, 1.0))
         # What is still open are Watch and reflection streams, which never end by themselves.
         self._grpc.stop(grace=0.2 if drained else None).wait(1.0)
-        self._metrics.close()
+        if self._metrics is not None:
+            self._metrics.close()
         self._core_watch.close()
         self._decoder.close()
         for pool in (*self._pools, self._control_pool, self._reflection_pool):

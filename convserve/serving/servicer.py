@@ -6,6 +6,7 @@ other wrong request, and parsing does not hold up gRPC's polling thread.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ import grpc
 
 import convserve
 from convserve.engine.repository import ModelRepository
+from convserve.engine.statistics import Counters
 from convserve.errors import ModelNotFoundError, ModelNotReadyError
 from convserve.serving import describe
 from convserve.serving.calls import Call, guarded, unimplemented
@@ -46,7 +48,10 @@ class Pools(NamedTuple):
 
 
 class Servicer:
-    """Answers for a repository's models. `ready` is what ServerReady and ModelReady report."""
+    """Answers for a repository's models. `ready` is what ServerReady and ModelReady report.
+
+    totals: what the versions have done in all processes; None where this one is alone.
+    """
 
     def __init__(
         self,
@@ -54,7 +59,9 @@ class Servicer:
         inferences: Inferences,
         control: Control,
         observer: Observer | None = None,
+        totals: Callable[[], Mapping[tuple[str, str], Counters]] | None = None,
     ) -> None:
+        self._totals = totals
         self._repository = repository
         self._inferences = inferences
         self._control = control
@@ -139,5 +146,9 @@ class Servicer:
             if message.name:
                 self._repository.get(message.name)  # it must exist
                 chosen = [served for served in chosen if served.name == message.name]
-        stats = [describe.statistics(served) for served in chosen]
+        totals = {} if self._totals is None else self._totals()
+        stats = []
+        for served in chosen:
+            counters = totals.get((served.name, served.version)) or served.statistics.snapshot()
+            stats.append(describe.statistics(served, counters))
         return protocol.ModelStatisticsResponse(model_stats=stats)

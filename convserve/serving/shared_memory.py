@@ -12,6 +12,7 @@ import re
 import stat
 import threading
 import weakref
+from collections.abc import Iterable
 from pathlib import Path
 
 from convserve.errors import AlreadyExistsError, InvalidRequestError, RegionNotFoundError
@@ -25,9 +26,14 @@ _KEY = re.compile(r"/?([A-Za-z0-9_][A-Za-z0-9._-]{0,253})")
 
 
 class Region:
-    """`byte_size` bytes at `offset` of a shared memory object, open as long as anyone uses it."""
+    """`byte_size` bytes at `offset` of a shared memory object, open as long as anyone uses it.
 
-    def __init__(self, name: str, key: str, offset: int, byte_size: int) -> None:
+    file: its descriptor, if another process has opened it; the region then owns that.
+    """
+
+    def __init__(
+        self, name: str, key: str, offset: int, byte_size: int, file: int | None = None
+    ) -> None:
         matched = _KEY.fullmatch(key)
         if not matched:
             raise InvalidRequestError(
@@ -43,15 +49,9 @@ class Region:
         self.key = key
         self.offset = offset
         self.byte_size = byte_size
-        try:
-            flags = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
-            self._file = os.open(ROOT / matched[1], flags)
-        except OSError as error:
-            raise InvalidRequestError(
-                f"unable to open shared memory region '{key[:64]}': {error.strerror}"
-            ) from None
-        weakref.finalize(self, os.close, self._file)
-        status = os.fstat(self._file)
+        self.file = _opened(matched[1], key) if file is None else file
+        weakref.finalize(self, os.close, self.file)
+        status = os.fstat(self.file)
         if not stat.S_ISREG(status.st_mode) or offset + byte_size > status.st_size:
             raise InvalidRequestError(
                 f"shared memory region '{key[:64]}' has {status.st_size} bytes, fewer than "
@@ -64,7 +64,7 @@ class Region:
         data = bytearray(size)
         done = 0
         while done < size:
-            count = os.preadv(self._file, [memoryview(data)[done:]], self.offset + offset + done)
+            count = os.preadv(self.file, [memoryview(data)[done:]], self.offset + offset + done)
             if not count:
                 raise InvalidRequestError(f"shared memory region '{self.name[:64]}' was truncated")
             done += count
@@ -74,12 +74,12 @@ class Region:
         """Put `data` at `offset` of the region."""
         self.check(offset, len(data))
         start = self.offset + offset
-        if os.fstat(self._file).st_size < start + len(data):
+        if os.fstat(self.file).st_size < start + len(data):
             raise InvalidRequestError(f"shared memory region '{self.name[:64]}' was truncated")
         done = 0
         try:
             while done < len(data):
-                done += os.pwrite(self._file, data[done:], start + done)
+                done += os.pwrite(self.file, data[done:], start + done)
         except OSError as error:
             raise InvalidRequestError(
                 f"unable to write to shared memory region '{self.name[:64]}': {error.strerror}"
@@ -96,6 +96,15 @@ class Region:
                 f"Invalid offset + byte size for shared memory region: '{self.name[:64]}' has "
                 f"{self.byte_size} bytes, got {size} at offset {offset}"
             )
+
+
+def _opened(name: str, key: str) -> int:
+    try:
+        return os.open(ROOT / name, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        raise InvalidRequestError(
+            f"unable to open shared memory region '{key[:64]}': {error.strerror}"
+        ) from None
 
 
 class Regions:
@@ -131,6 +140,11 @@ class Regions:
             return [self.get(name)]
         with self._lock:
             return list(self._regions.values())
+
+    def adopt(self, regions: Iterable[Region]) -> None:
+        """Take over the regions of another process in place of those known."""
+        with self._lock:
+            self._regions = {region.name: region for region in regions}
 
     def unregister(self, name: str) -> None:
         """Forget the region of that name, if there is one; of an empty name all."""

@@ -29,6 +29,7 @@ _STATUS: dict[type[Exception], tuple[grpc.StatusCode, str]] = {
     errors.QueueFullError: (grpc.StatusCode.UNAVAILABLE, "REJECTED"),
     errors.QueueTimeoutError: (grpc.StatusCode.UNAVAILABLE, "REJECTED"),
     errors.StoppingError: (grpc.StatusCode.UNAVAILABLE, "REJECTED"),
+    errors.WorkerGoneError: (grpc.StatusCode.UNAVAILABLE, "OTHER"),
     errors.DeadlineExceededError: (grpc.StatusCode.DEADLINE_EXCEEDED, "CANCELED"),
     errors.CancelledError: (grpc.StatusCode.CANCELLED, "CANCELED"),
 }

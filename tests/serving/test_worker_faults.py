@@ -1,0 +1,171 @@
+"""Rows 15 to 17 of the reliability table with several workers: killed, stuck, told to stop."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import grpc
+import numpy as np
+import pytest
+from server_process import WAIT, ServerProcess, make_request
+from worker_crowd import Crowd, Load, is_running, wait_until
+
+from convserve_client import tensors
+
+PROGRAM = (sys.executable, "-m", "convserve", "serve", "--port", "0", "--metrics-port", "0")
+
+
+def slack():
+    """How much longer than on an idle machine things may take."""
+    return max(1.0, 3 * os.getloadavg()[0] / len(os.sched_getaffinity(0)))
+
+
+@pytest.fixture(scope="module")
+def crowd(repository, tmp_path_factory):
+    log = tmp_path_factory.mktemp("log") / "log"
+    server = ServerProcess("--model-repository", repository, "--workers", 2, log=log)
+    crowd = Crowd(server, 2)
+    yield crowd
+    crowd.close()
+    server.close()
+    assert "Traceback" not in server.log, server.log
+
+
+def test_a_worker_is_killed_during_a_batch(crowd, images, digits):
+    crowd.reach_all(each=3)
+    load = Load(crowd, images, digits.predict(images), patient=True)
+    victim = crowd.pids[0]
+    hit = sorted(n for n, pid in crowd.pids.items() if pid == victim)
+    others = set(crowd.pids) - set(hit)
+    os.kill(victim, signal.SIGSTOP)  # so that each of its connections has one request under way
+    time.sleep(0.1)
+    wait_until(lambda: min(load.asking[n] for n in others) > max(load.asking[n] for n in hit))
+    assert not load.failed
+    killed = time.monotonic()
+    os.kill(victim, signal.SIGKILL)
+    wait_until(lambda: len(load.failed) >= len(hit))
+    crowd.wait_for_workers([victim])
+    back = time.monotonic() - killed
+    done = len(load.outcomes)
+    wait_until(lambda: len(load.outcomes) > done + 50)
+    load.end()
+    assert sorted(n for n, _, _ in load.failed) == hit  # once each; the next try was answered
+    assert {code for _, code, _ in load.failed} == {grpc.StatusCode.UNAVAILABLE}
+    assert max(when for *_, when in load.failed) - killed < 1.0 * slack()
+    assert back < 5.0 * slack()
+
+
+def test_sigterm_under_load_answers_what_was_accepted(crowd, images, digits):
+    """The last test of this server."""
+    crowd.reach_all(each=2)
+    load = Load(crowd, images, digits.predict(images), patient=False)
+    pids = crowd.workers()
+    crowd.server.signal(signal.SIGTERM)
+    assert crowd.server.wait() == 0
+    load.end()
+    assert {code for _, code, _ in load.failed} == {grpc.StatusCode.UNAVAILABLE}
+    assert not any(map(is_running, pids))
+    assert crowd.server.process.stdout.read() == ""
+
+
+# Runs in every process of a server when Python starts. Batches of 3 take for ever.
+ENDLESS = """
+import sys
+if "--worker-socket" in sys.orig_argv:
+    import time
+    from convserve.engine.model import Model
+    predict = Model.predict
+    def slow(self, x, *rest, **keywords):
+        if len(x) == 3:
+            time.sleep(1000)
+        return predict(self, x, *rest, **keywords)
+    Model.predict = slow
+"""
+
+
+@pytest.fixture
+def at_start_of_workers(tmp_path, monkeypatch):
+    def write(code):
+        (tmp_path / "sitecustomize.py").write_text(code)
+        paths = [str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])]
+        monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
+
+    return write
+
+
+def test_stuck_workers_are_killed_and_nothing_outlives_the_supervisor(
+    start_server, at_start_of_workers, digits_path, images, digits
+):
+    at_start_of_workers(ENDLESS)
+    server = start_server(digits_path, "--workers", 3, "--watchdog-seconds", 1.5)
+    crowd = Crowd(server, 3)
+    stubs = crowd.reach_all()
+    of = {pid: stubs[n] for n, pid in crowd.pids.items()}
+    stopped, endless, sound = of
+    os.kill(stopped, signal.SIGSTOP)
+    begun = time.monotonic()
+    asked = [
+        of[stopped].ModelInfer.future(make_request(images[:1], model="model"), timeout=WAIT),
+        of[endless].ModelInfer.future(make_request(images[:3], model="model"), timeout=WAIT),
+    ]
+    assert [call.exception(WAIT).code() for call in asked] == [grpc.StatusCode.UNAVAILABLE] * 2
+    assert time.monotonic() - begun < (1.5 + 2.0) * slack()
+    for stub in of.values():  # the next try is answered, by others until the workers are back
+        request = make_request(images[:2], model="model")
+        answer = stub.ModelInfer(request, timeout=WAIT, wait_for_ready=True)
+        (rows,) = tensors.read_tensors(answer.outputs, answer.raw_output_contents).values()
+        np.testing.assert_array_equal(rows, digits.predict(images[:2]))
+    crowd.wait_for_workers([stopped, endless])
+    assert sound in crowd.workers()
+    assert f"(process {stopped}) is stuck (it has not reported for" in server.log
+    assert f"(process {endless}) is stuck (a batch has been running for" in server.log
+
+    pids = crowd.workers()
+    os.kill(pids[0], signal.SIGSTOP)  # one that can't notice anything
+    server.signal(signal.SIGKILL)
+    wait_until(lambda: not any(map(is_running, pids)))
+    crowd.close()
+
+
+def run(*arguments):
+    return subprocess.run(
+        [*PROGRAM, *map(str, arguments)], capture_output=True, text=True, timeout=WAIT
+    )
+
+
+def test_a_crash_loop_at_the_start_ends_the_server(at_start_of_workers, digits_path):
+    at_start_of_workers("import os, sys\nif '--worker-socket' in sys.orig_argv:\n    os._exit(3)\n")
+    ended = run(digits_path, "--workers", 2)
+    assert ended.returncode == 1 and ended.stdout == ""
+    last = ended.stderr.splitlines()[-1]
+    assert re.fullmatch(
+        r"convserve: error: worker \d did not get ready in 3 attempts; the last one ended with "
+        r"exit code 3",
+        last,
+    )
+
+
+def test_a_model_that_can_not_be_loaded_ends_the_start_at_once(tmp_path):
+    path = tmp_path / "bad.npz"
+    path.write_bytes(b"PK nothing")
+    ended = run(path, "--workers", 2)
+    assert ended.returncode == 1 and ended.stdout == ""
+    assert f"{path}: " in ended.stderr.splitlines()[-1]
+    assert "Traceback" not in ended.stderr
+
+
+def test_a_port_in_use_is_refused(digits_path):
+    with socket.socket() as taken:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)  # as another server's would be
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        ended = run(digits_path, "--workers", 2, "--port", port)
+    assert ended.returncode == 1
+    assert ended.stderr.endswith(f"cannot listen on 127.0.0.1:{port}: Address already in use\n")
