@@ -57,7 +57,10 @@ def conv2d_backward(grad, x, weight, stride=1, padding=0, dilation=1, groups=1, 
         dx = np.zeros(x.shape, np.float32) if input_gradient else None
         return dx, np.zeros(weight.shape, np.float32), np.zeros(shape[1], np.float32)
     sides = (window.pt, window.pb), (window.pl, window.pr)
-    arguments = x.shape, weight.shape, window[2:4], sides, window[4:6], groups, "floor"
+    # Of a single window no stride beyond the image makes two, however large it is.
+    height, width = x.shape[2] + window.pt + window.pb, x.shape[3] + window.pl + window.pr
+    strides = min(window.sh, height), min(window.sw, width)
+    arguments = x.shape, weight.shape, strides, sides, window[4:6], groups, "floor"
     # Direct sums, which the documented tolerance is for, of parts that the shapes alone determine.
     choices = {"ways": ("direct",) * 3, "parts": min(x.shape[0], PARTS)}
     layer = TrainConv(*arguments, planar=x.shape[1] < PLANAR_CHANNELS, **choices)
