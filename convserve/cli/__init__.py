@@ -24,6 +24,7 @@ _COMMANDS = {
     "demo": "Train, serve and classify handwritten digits, in under a minute.",
     "train": "Train a network and export it to one .npz file.",
     "eval": "Measure a model's accuracy on a data set.",
+    "compare": "Say what changes when one model replaces another.",
     "inspect": "Show a model's layers, sizes and costs.",
     "convert": "Convert a model from ONNX, or to ONNX.",
     "serve": "Serve models over gRPC.",

@@ -76,10 +76,13 @@ class Split:
     """One part of a data set: `x` uint8 [N, C, H, W] of raw 0–255 pixels, `y` int64 [N].
 
     x may be a memory-mapped file, or a `Selection` of one: take what is needed by slices and rows.
+    origin: [N], where each image comes from: a file's path, or its row in the source. None: the
+    rows 0 to N-1.
     """
 
     x: Images
     y: Labels
+    origin: NDArray[Any] | None = None
 
     def __post_init__(self) -> None:
         if self.x.dtype != np.uint8 or self.x.ndim != 4:
@@ -89,17 +92,29 @@ class Split:
                 f"y must be int64 [{len(self.x)}], a label an image, "
                 f"not {self.y.dtype} {self.y.shape}"
             )
+        if self.origin is not None and self.origin.shape != self.y.shape:
+            raise DatasetError(f"origin must be [{len(self.x)}], not {self.origin.shape}")
 
     def __len__(self) -> int:
         return len(self.x)
 
+    def place(self, row: int) -> str | int:
+        """The path of the image's file, or its row in the source."""
+        if self.origin is None:
+            return row
+        origin = self.origin[row]
+        return as_text(origin) if isinstance(origin, str) else int(origin)
+
     def take(self, rows: NDArray[np.int64]) -> Split:
         """The images at `rows`: copied, but for those of a memory-mapped file."""
+        x: Images
         if isinstance(self.x, Selection):
-            return Split(Selection(self.x.base, self.x.rows[rows]), self.y[rows])
-        if isinstance(self.x, np.memmap):
-            return Split(Selection(self.x, rows), self.y[rows])
-        return Split(self.x[rows], self.y[rows])
+            x = Selection(self.x.base, self.x.rows[rows])
+        elif isinstance(self.x, np.memmap):
+            x = Selection(self.x, rows)
+        else:
+            x = self.x[rows]
+        return Split(x, self.y[rows], rows if self.origin is None else self.origin[rows])
 
     def crc32(self) -> int:
         """Of all pixels, then all labels; a chunk at a time."""

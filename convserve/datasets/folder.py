@@ -90,9 +90,10 @@ def load_folder(
     skipped = check_faults(outcome, len(paths), skip_bad_files)
     bad, count = np.array(list(outcome.faults), np.int64), len(parts[0].paths)
     y = np.delete(np.concatenate([part.y for part in parts]), bad)
+    files = np.delete(np.array(paths, object), bad)
     count -= int((bad < count).sum())
-    train = Split(pixels[:count], y[:count])
-    test = Split(pixels[count:], y[count:]) if two_levels else None
+    train = Split(pixels[:count], y[:count], files[:count])
+    test = Split(pixels[count:], y[count:], files[count:]) if two_levels else None
     origin = (
         "as asked for" if image_size else "the size of the first; set an image size for another"
     )

@@ -7,6 +7,7 @@ import re
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from convserve import layers
 from convserve.cli import main
@@ -22,7 +23,7 @@ def convserve(*args):
     return ended.value.code
 
 
-def model(path, labels=LABELS, preprocessing=True, outputs=1, side=2, classes=3):
+def model(path, labels=LABELS, preprocessing=True, outputs=1, side=2, classes=3, scale=1, std=0.5):
     """The class is the brightest of the first three pixels."""
     g = Graph((1, side, 2))
     g.add(layers.Flatten())
@@ -30,8 +31,8 @@ def model(path, labels=LABELS, preprocessing=True, outputs=1, side=2, classes=3)
     if outputs == 2:
         g.set_output("affine1", "a")
         g.set_output("flatten1", "b")
-    weight = np.eye(classes, side * 2, dtype=np.float32)
-    made = Preprocessing(side, 2, "grey", (0.5,), (0.5,)) if preprocessing else None
+    weight = scale * np.eye(classes, side * 2, dtype=np.float32)
+    made = Preprocessing(side, 2, "grey", (0.5,), (std,)) if preprocessing else None
     save(path, ModelFile(g, {"affine1.weight": weight}, labels, made, {}))
     return path
 
@@ -55,10 +56,15 @@ def test_the_table_and_the_last_line(tmp_path, data, capsys, batch_size):
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1] == "accuracy 65.00 %"
     rows = [re.findall(r"[\d.]+", line) for line in lines if "│" in line]
-    assert rows == [
-        ["0", "20", "20", "100.00"],
-        ["1", "10", "6", "60.00"],
-        ["2", "10", "0", "0.00"],
+    assert rows[:3] == [
+        ["0", "20", "20", "100.00", "58.82"],
+        ["1", "10", "6", "60.00", "100.00"],
+        ["2", "10", "0", "0.00"],  # nothing is taken for it: no precision
+    ]
+    assert rows[3:6] == [["0", "20"], ["1", "4", "6"], ["2", "10"]]  # the confusion matrix
+    assert [row[:3] for row in rows[6:]] == [
+        *([str(row), "1", "0"] for row in range(26, 30)),
+        *([str(row), "2", "0"] for row in range(30, 36)),
     ]
 
 
@@ -66,9 +72,54 @@ def test_json(tmp_path, data, capsys):
     path = model(tmp_path / "m.npz")
     assert convserve("eval", path, "--data", data, "--split", "train", "--json") == 0
     report = json.loads(capsys.readouterr().out)
-    assert report["accuracy"] == 0.65
+    assert report["accuracy"] == 0.65 and report["top5"] is None
     assert (report["images"], report["correct"], report["split"]) == (40, 26, "train")
-    assert report["classes"][1] == {"label": "1", "images": 10, "correct": 6, "accuracy": 0.6}
+    assert report["classes"][1] == {
+        "label": "1", "images": 10, "predicted": 6, "correct": 6, "precision": 1.0, "recall": 0.6,
+    }  # fmt: skip
+    assert report["classes"][2]["precision"] is None
+    assert report["confusion"] == [[20, 0, 0], [4, 6, 0], [10, 0, 0]]
+    assert report["confused"][0] == {"label": "2", "predicted": "0", "images": 10}
+    # One bright pixel gives logits 0.57, -1 and -1.
+    sure = 1 / (1 + 2 * np.exp(-200 / 255 / 0.5))
+    assert report["worst"][0] == {
+        "image": 26, "label": "1", "predicted": "0", "confidence": pytest.approx(sure),
+    }  # fmt: skip
+    assert len(report["worst"]) == 14
+    bins = report["calibration"]["bins"]
+    assert [b["images"] for b in bins] == [0] * 7 + [40] + [0] * 2
+    assert bins[7]["accuracy"] == 0.65 and bins[0]["accuracy"] is None
+    assert report["calibration"]["error"] == pytest.approx(abs(sure - 0.65))
+
+
+def test_a_folders_worst_images_are_paths_and_many_classes_a_list(tmp_path, capsys):
+    names = [f"class {k:02}" for k in range(12)]
+    for name in names:
+        (tmp_path / "images" / name).mkdir(parents=True)
+        Image.new("L", (2, 2), 9).save(tmp_path / "images" / name / "one.png")
+    g = Graph((1, 2, 2))
+    g.add(layers.Flatten())
+    g.add(layers.Affine(12))
+    params = {"affine1.weight": np.zeros((12, 4), np.float32)}
+    params["affine1.bias"] = np.arange(12, dtype=np.float32)  # always the last class
+    preprocessing = Preprocessing(2, 2, "grey", (0.5,), (0.5,))
+    path = tmp_path / "m.npz"
+    save(path, ModelFile(g, params, tuple(names), preprocessing, {}))
+    args = ("eval", path, "--data", f"folder:{tmp_path / 'images'}", "--split", "train")
+    assert convserve(*args, "--json") == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["worst"][0]["image"] == str(tmp_path / "images" / "class 00" / "one.png")
+    assert report["top5"] == pytest.approx(5 / 12)
+    assert convserve(*args) == 0
+    out = capsys.readouterr().out
+    assert "most confused" in out and "top-5 accuracy 41.67 %" in out
+    assert str(tmp_path / "images" / "class 00" / "one.png") in out
+
+
+def test_broken_scores_are_an_error(tmp_path, data, capsys):
+    path = model(tmp_path / "m.npz", scale=3e38, std=0.1)
+    assert convserve("eval", path, "--data", data, "--split", "train") == 1
+    assert "get scores that are not finite" in capsys.readouterr().err
 
 
 def test_test_time_augmentation_sees_other_views(tmp_path, capsys):

@@ -1,0 +1,172 @@
+"""What `eval` and `compare` share: which images, whether a model fits them, and its answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+import numpy as np
+from numpy.typing import NDArray
+
+from convserve import datasets
+from convserve.cli._common import threads_option
+from convserve.cli._training import cache_choice, folder_options, image_size_option
+from convserve.datasets import Dataset, Split
+from convserve.engine.model import Model
+from convserve.errors import DatasetError
+from convserve.graph import layers
+from convserve.training.metrics import Judged, judge
+from convserve.training.tta import TTA, predict_views
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+__all__ = ["JudgedImages", "answers", "console", "judging_options", "some"]
+
+Decorated = TypeVar("Decorated", bound=Callable[..., Any])
+VALIDATION = 0.1
+
+
+def judging_options(command: Decorated) -> Decorated:
+    """Which images, how, with how many threads; as `JudgedImages` and `answers` take them."""
+    options = [
+        click.option(
+            "--data",
+            metavar="SPEC",
+            help="mnist:DIR, cifar10:DIR, folder:DIR or npz:FILE, as `train` takes it.  "
+            "[default: the embedded sample of MNIST]",
+        ),
+        click.option(
+            "--split",
+            type=click.Choice(["test", "train", "validation"]),
+            default="test",
+            show_default=True,
+            help="Which of its images.",
+        ),
+        click.option("--batch-size", type=click.IntRange(min=1), default=256, show_default=True),
+        click.option(
+            "--validation",
+            type=click.FloatRange(min=0, max=1, min_open=True, max_open=True),
+            metavar="SHARE",
+            help="Of --split train and validation, as it was given to `train`.  [default: "
+            f"{VALIDATION} for validation, none for train]",
+        ),
+        click.option(
+            "--seed", type=click.IntRange(min=0), default=0, help="Of the same.  [default: 0]"
+        ),
+        image_size_option("N or HxW, of a folder's images.  [default: the model's own]"),
+        folder_options,
+        click.option(
+            "--tta",
+            type=click.Choice(TTA),
+            default="none",
+            show_default=True,
+            help="Test-time augmentation: average over mirrored and moved views of each image; "
+            "shift alone for digits and letters.",
+        ),
+        threads_option,
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+class JudgedImages:
+    """The images that a command was told; read once for models that want them alike."""
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        self._options = options
+        self._loaded: tuple[Any, Dataset] | None = None
+
+    def of(self, model: Model) -> tuple[Dataset, Split]:
+        """The data set and its split, checked to fit; DatasetError where they do not."""
+        told, split = self._options, self._options["split"]
+        wanted = self._wanted(model)
+        if self._loaded is None or self._loaded[0] != wanted:
+            validation = told["validation"]
+            if split == "validation" and validation is None:
+                validation = VALIDATION
+            data = datasets.load(
+                told["data"],
+                validation=validation,
+                seed=told["seed"],
+                cache=cache_choice(told["cache"], told["no_cache"]),
+                skip_bad_files=told["skip_bad_files"],
+                **wanted,
+            )
+            self._loaded = wanted, data
+        data = self._loaded[1]
+        images: Split | None = getattr(data, split)
+        if images is None:
+            raise DatasetError(f"{data.name} has no {split} images; choose another --split")
+        _check_fit(model, data)
+        return data, images
+
+    def _wanted(self, model: Model) -> dict[str, Any]:
+        """How a folder's images are brought to their size: as the model has it, if not told."""
+        size, recipe = self._options["image_size"], None
+        if (self._options["data"] or "").startswith("folder:"):
+            size = size or model.input_shape[1:]
+            if (p := model.preprocessing) is not None:
+                recipe = {"resize": p.resize, "interpolation": p.interpolation, "exif": p.exif}
+        return {"image_size": size, "recipe": recipe}
+
+
+def answers(model: Model, images: Split, options: dict[str, Any]) -> Judged:
+    """The model's answers to all images, as `--tta` and `--batch-size` say."""
+    (output,) = model.graph.outputs.values()
+    probabilities = isinstance(model.graph.node(output).op, layers.Softmax)
+
+    def predict(x: NDArray[np.uint8]) -> NDArray[np.float32]:
+        scores = model.predict(x)
+        assert isinstance(scores, np.ndarray)  # one output
+        return scores
+
+    parts, size = [], options["batch_size"]
+    for start in range(0, len(images), size):
+        x = images.x[start : start + size]
+        scores = predict_views(predict, x, options["tta"], probabilities)
+        parts.append(judge(scores, images.y[start : start + size], probabilities))
+    return Judged.joined(parts)
+
+
+def console() -> Console:
+    """A rich console that takes names as they are, and in a pipe keeps to no width."""
+    from rich.console import Console
+
+    made = Console(markup=False, highlight=False)
+    if not made.is_terminal:
+        made.width = 250
+    return made
+
+
+def some(labels: Sequence[str]) -> str:
+    """The first ten names."""
+    return ", ".join(labels[:10]) + (f", … ({len(labels)})" if len(labels) > 10 else "")
+
+
+def _check_fit(model: Model, data: Dataset) -> None:
+    """A model and data of different meaning would give a wrong figure without an error."""
+    if model.preprocessing is None:
+        raise DatasetError("the model has no preprocessing, so raw pixels can't be given to it")
+    if model.input_shape != data.input_shape:
+        raise DatasetError(
+            f"the model takes images of {model.input_shape} (channels, height, width), "
+            f"those of {data.name} are {data.input_shape}"
+        )
+    if model.labels is not None and tuple(model.labels) != data.labels:
+        raise DatasetError(
+            f"the model's classes are {some(model.labels)}, those of {data.name} are "
+            f"{some(data.labels)}"
+        )
+    if len(model.output_names) != 1:
+        raise DatasetError(
+            f"the model has {len(model.output_names)} outputs; eval needs exactly one"
+        )
+    (output,) = model.graph.outputs.values()
+    if model.graph.shape(output) != (len(data.labels),):
+        raise DatasetError(
+            f"the model gives {'×'.join(map(str, model.graph.shape(output)))} scores an image, "
+            f"{data.name} has {len(data.labels)} classes"
+        )
