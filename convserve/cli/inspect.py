@@ -22,7 +22,27 @@ from convserve.preprocessing import Preprocessing
 )
 @threads_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
-def command(model: Path, plan: bool, batch: int | None, threads: int | None, as_json: bool) -> None:
+@click.option(
+    "--feature-maps",
+    "image",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="IMAGE",
+    help="Draw what each layer makes of this image file.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="The picture that --feature-maps draws, a PNG.  [default: feature_maps.png]",
+)
+def command(
+    model: Path,
+    plan: bool,
+    batch: int | None,
+    threads: int | None,
+    as_json: bool,
+    image: Path | None,
+    out: Path | None,
+) -> None:
     """Show a model's layers, sizes and costs.
 
     For each layer of MODEL (an .npz file): its output's shape (channels × height × width), its
@@ -50,7 +70,19 @@ def command(model: Path, plan: bool, batch: int | None, threads: int | None, as_
       estimated_us, measured_us, gflops, percent_of_peak,
       steps  [{name, layers, kernel, layout, tile, group, weight_bytes, input_bytes,
                output_bytes, multiply_adds, estimated_us, measured_us, gflops, percent_of_peak}]
+
+    With --feature-maps: nothing of this, but a picture with a row for each activation and pooling
+    (of a model without any, for each layer) and for the output, as the image passes through them.
     """
+    if image is not None:
+        if plan or as_json or batch is not None:
+            raise click.UsageError("--feature-maps excludes --plan, --batch and --json")
+        from convserve.cli._feature_maps import write_feature_maps
+
+        write_feature_maps(model, image, out or Path("feature_maps.png"), threads)
+        return
+    if out is not None:
+        raise click.UsageError("--out is for --feature-maps")
     if plan:
         _show_plan(model, batch or 1, threads, as_json)
         return

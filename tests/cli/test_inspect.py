@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from convserve.cli import main
+from convserve.cli._feature_maps import mapped_layers
 from convserve.graph import Graph, architectures, layers
 from convserve.model_file import ModelFile, Preprocessing, save, weights_hash
 
@@ -197,3 +200,48 @@ def test_options_of_the_plan_need_it(
     for options in (["--batch", 2], ["--threads", 1], ["--plan", "--batch", 0]):
         assert inspect(lenet[0], *options) == 2
         assert "--batch" in capsys.readouterr().err
+
+
+def test_feature_maps(lenet: tuple[Path, ModelFile], tmp_path: Path, capsys) -> None:
+    image, out = tmp_path / "digit.png", tmp_path / "maps.png"
+    Image.new("L", (28, 28), 200).save(image)
+    assert inspect(lenet[0], "--feature-maps", image, "--out", out) == 0
+    assert capsys.readouterr().out == f"wrote {out}: 7 layers\n"
+    with Image.open(out) as picture:
+        assert picture.format == "PNG" and picture.width == 1080
+    assert mapped_layers(lenet[1].graph) == [
+        "relu1", "pool1", "relu2", "pool2", "relu3", "relu4", "softmax1",
+    ]  # fmt: skip
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "digit.png", "lenet.npz", "maps.png",
+    ]  # fmt: skip
+
+
+def test_feature_maps_of_a_deep_and_of_a_plain_network() -> None:
+    deep = Graph((1, 8, 8))
+    for _ in range(60):
+        deep.add(layers.ReLU())
+    names = mapped_layers(deep)
+    assert len(names) == 40 and (names[0], names[-1]) == ("relu1", "relu60")
+    plain = Graph((1, 8, 8))
+    plain.add(layers.Conv2d(2, 3))
+    plain.add(layers.Flatten())
+    plain.add(layers.Affine(3))
+    assert mapped_layers(plain) == ["conv1", "flatten1", "affine1"]
+
+
+def test_feature_maps_refused(
+    lenet: tuple[Path, ModelFile], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = tmp_path / "digit.png"
+    Image.new("L", (28, 28)).save(image)
+    assert inspect(lenet[0], "--out", tmp_path / "maps.png") == 2
+    assert inspect(lenet[0], "--feature-maps", image, "--json") == 2
+    assert inspect(lenet[0], "--feature-maps", image, "--out", image) == 2
+    assert inspect(lenet[0], "--feature-maps", tmp_path / "absent.png") == 1
+    assert "absent.png" in capsys.readouterr().err
+    assert inspect(lenet[0], "--feature-maps", image, "--out", tmp_path / "no" / "maps.png") == 1
+    assert "maps.png: can't be written" in capsys.readouterr().err
+    save(tmp_path / "bare.npz", replace(lenet[1], preprocessing=None))
+    assert inspect(tmp_path / "bare.npz", "--feature-maps", image) == 1
+    assert "need a model of one image, with preprocessing" in capsys.readouterr().err
