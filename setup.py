@@ -116,6 +116,7 @@ extensions = [
     extension("_affine"),
     extension("_augment"),
     extension("_conv"),
+    extension("_operations"),
     extension("_optimiser"),
     extension("_packed"),
     extension("_pointwise"),
@@ -124,7 +125,7 @@ extensions = [
     extension("_winograd"),
     extension(
         "_executor",
-        [f"kernels/csrc/{name}.c" for name in ("executor", "operations", "team")],
+        [f"kernels/csrc/{name}.c" for name in ("executor", "operations", "convolutions", "team")],
     ),
     extension(
         "_trainer",

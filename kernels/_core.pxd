@@ -18,7 +18,7 @@ cdef extern from "cs.h" nogil:
         int64_t x_plane, x_kh, x_kw, x_px, x_oh
         int64_t y_block, y_row, y_px
         int64_t r_block, r_row, r_px
-        int32_t filters, pixels, pool, tiles
+        int32_t filters, pixels, far, pool, tiles
         const cs_conv_tile *tile
 
     ctypedef struct cs_depthwise:
@@ -52,6 +52,7 @@ cdef extern from "cs.h" nogil:
         int32_t block, half
         int (*conv_tile_blocks)(int ow, int blocks) noexcept nogil
         int (*conv_by_pixels)(int ow, int filters, int taps) noexcept nogil
+        int (*conv_planar_by_pixels)(int ow, int filters, int taps) noexcept nogil
         int (*conv_tile_pixels)(int blocks) noexcept nogil
         void (*conv)(const cs_conv *p, int t, int oh0, int oh1, const float *x, const float *w,
                      const float *bias, const float *r, float *y) noexcept nogil

@@ -76,8 +76,13 @@ def register_tile(int ow, int blocks, int widest=4):
     return size, in_use.conv_tile_pixels(size)
 
 
-def by_pixels(int ow, int filters, int taps):
-    """Whether an NCHW image's convolution of stride 1 runs by vectors of pixels."""
+def by_pixels(int ow, int filters, int taps, bint planar=False):
+    """Whether an NCHW image's convolution of stride 1 runs by vectors of pixels.
+
+    planar: its output is to be NCHW too.
+    """
+    if planar:
+        return in_use.conv_planar_by_pixels(ow, filters, taps) != 0
     return in_use.conv_by_pixels(ow, filters, taps) != 0
 
 

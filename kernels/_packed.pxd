@@ -34,6 +34,8 @@ cdef class PackedConv:
     cdef Buffer weights, bias
 
     cdef int inner(self, int plane) noexcept nogil
+    # Whether it runs by vectors of pixels; planar: into an NCHW result.
+    cdef bint by_pixels(self, bint planar) noexcept nogil
     # Strides of the input, which already holds its padding, and of the output: set before running.
     cdef void read_from(self, int64_t plane, int64_t row, int64_t px) noexcept nogil
     cdef void write_to(self, int64_t block, int64_t row, int64_t px) noexcept nogil

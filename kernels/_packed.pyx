@@ -97,9 +97,7 @@ cdef class PackedConv:
         self.conv.inner_last = self.inner(self.planes - 1)
         self.conv.activation = described(None)
         self.conv.filters = self.filters
-        if self.planar and self.sw == 1 and self.groups == 1:
-            self.conv.pixels = self.kernels.conv_by_pixels(
-                self.conv.ow, self.filters, self.channels * self.kh * self.kw)
+        self.conv.pixels = self.by_pixels(False)
         self._lay_tiles()
 
         cdef const float[:, :, :, ::1] w = weight
@@ -115,6 +113,14 @@ cdef class PackedConv:
 
     def __dealloc__(self):
         free(self.tiles)
+
+    cdef bint by_pixels(self, bint planar) noexcept nogil:
+        cdef int taps = self.channels * self.kh * self.kw
+        if not self.planar or self.sw != 1 or self.groups != 1:
+            return False
+        if planar:
+            return self.kernels.conv_planar_by_pixels(self.conv.ow, self.filters, taps)
+        return self.kernels.conv_by_pixels(self.conv.ow, self.filters, taps)
 
     def _lay_tiles(self):
         cdef int size = self.kernels.conv_tile_blocks(self.conv.ow, self.blocks)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from convserve.graph import layers
 from convserve.graph.layers import Shape
 from convserve.kernels._arguments import halves
+from convserve.plan.activations import activation_of
 
-__all__ = ["can_pool", "can_winograd", "is_depthwise"]
+__all__ = ["can_pool", "can_store", "can_winograd", "is_depthwise"]
 
 # Fewer channels fill no vector of the transforms.
 WINOGRAD_CHANNELS = 8
@@ -35,3 +36,14 @@ def can_pool(
     if can_winograd(op, shape):
         return isinstance(pool, layers.MaxPool2d) and halves(pool.window([made]), *made[1:])
     return True
+
+
+def can_store(op: layers.Operator, shape: Shape) -> bool:
+    """Whether the kernel that makes images of that shape can store them as NCHW."""
+    by_rows = isinstance(
+        op,
+        layers.Conv2d | layers.MaxPool2d | layers.AvgPool2d | layers.BatchNorm | layers.ScaleShift
+        | layers.PReLU | layers.Add | layers.Sub | layers.Mul | layers.LRN | layers.Pad
+        | layers.Crop,
+    )  # fmt: skip
+    return len(shape) == 3 and shape[1:] != (1, 1) and (by_rows or activation_of(op) is not None)

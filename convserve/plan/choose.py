@@ -51,13 +51,18 @@ class Choice:
 
 
 def choose(
-    step: Step, shapes: Mapping[str, Shape], planar: bool, group: int, choice: Choice
+    step: Step,
+    shapes: Mapping[str, Shape],
+    planar: bool,
+    stored: bool,
+    group: int,
+    choice: Choice,
 ) -> Kernel:
     """The kernel of a step that takes `group` images at a time.
 
-    planar: it reads the network's input as NCHW.
+    planar: it reads the network's input as NCHW; stored: it makes a result, NCHW too.
     """
-    kernels = alternatives(step, shapes, planar)
+    kernels = alternatives(step, shapes, planar, stored)
     if len(kernels) == 1:
         return kernels[0]
     for kernel in kernels:
@@ -78,14 +83,17 @@ def _cost(kernel: Kernel, measured: Times | None, images: int) -> float:
     return times[min(times, key=lambda n: abs(n - images))]
 
 
-def alternatives(step: Step, shapes: Mapping[str, Shape], planar: bool) -> Sequence[Kernel]:
+def alternatives(
+    step: Step, shapes: Mapping[str, Shape], planar: bool, stored: bool = False
+) -> Sequence[Kernel]:
     """The kernels that can compute the step."""
     shape = image_shape(shapes[step.inputs[0]])
     match step.op:
         case layers.Conv2d() as op:
             window = op.window([shape])
             pixels = shape[1] * shape[2]
-            conv = Conv(shape[0], op.out_channels, op.groups, window, pixels, planar)
+            stored = stored and step.pool is None and step.residual is None
+            conv = Conv(shape[0], op.out_channels, op.groups, window, pixels, planar, stored)
             if planar:
                 return [Pixels(conv) if Pixels.suit(conv) else Direct(conv)]
             if is_depthwise(op, shape):

@@ -21,6 +21,7 @@ from convserve.kernels._arguments import float32_shaped, padding_sides
 from convserve.kernels._executor import Executor
 from convserve.kernels._packed import PLANAR_CHANNELS, PackedConv
 from convserve.kernels._winograd import PackedWinograd
+from convserve.plan.abilities import can_store
 from convserve.plan.activations import activation_of
 from convserve.plan.choose import Choice, choose
 from convserve.plan.cost import Depthwise, Kernel, Winograd
@@ -85,13 +86,18 @@ class _Compiler:
         self.shapes = {name: image_shape(shape) for name, shape in graph.inputs.items()}
         # An input as layers that read it want it: planar with a halo, or blocked.
         self.copies: dict[tuple[str, bool], Value] = {}
+        self.results = self.stored()
 
     def run(self) -> Executor:
         self.groups = groups = self.group_steps()
-        self.executor = executor = Executor(groups, self.work())
+        results = [self.graph.shape(name) for name in self.asked]
+        self.executor = executor = Executor(groups, results, self.work())
         self.lay_out(groups, executor.block)
         self.external = {name: executor.input(*shape) for name, shape in self.shapes.items()}
-        values = list(self.values.values())
+        for value in self.values.values():
+            if value.result >= 0:
+                value.tensor = executor.result(value.result, *value.shape)
+        values = [value for value in self.values.values() if value.result < 0]
         every = [*self.copies.values(), *(v for v in values if v.inside is None)]
         for value in every:
             value.tensor = executor.tensor(*value.shape, value.halo, value.planar, value.level)
@@ -108,17 +114,21 @@ class _Compiler:
         for level, step in zip(self.levels, self.steps.steps, strict=True):
             source = self.source(step.inputs[0], step, level)
             planar = source.planar
-            kernel = choose(step, self.steps.shapes, planar, groups[level], self.choice)
+            stored = step.name in self.results
+            kernel = choose(step, self.steps.shapes, planar, stored, groups[level], self.choice)
             first = executor.operations
             self.emit(level, step, kernel)
             added, macs = range(first, executor.operations), self.macs(step)
-            part = PlanStep.of(step, self.steps.shapes, macs, kernel, planar, groups[level], added)
+            layout = planar, stored
+            part = PlanStep.of(step, self.steps.shapes, macs, kernel, layout, groups[level], added)
             self.parts.append(part)
-        for name in self.asked:
+        for number, name in enumerate(self.asked):
             behind = self.steps.outputs[name]
             made = self.values.get(behind)
+            if made is not None and made.result >= 0:
+                continue
             tensor, level = (made.tensor, made.level) if made else (self.external[behind], 0)
-            executor.output(level, tensor, self.graph.shape(name))
+            executor.output(level, tensor, number)
             self.note_copy("output", prod(self.graph.shape(name)), (made is None, True), level)
         return executor
 
@@ -135,7 +145,8 @@ class _Compiler:
     def work(self) -> float:
         """About how many multiply-accumulates an image takes, the cheap layers counted too."""
         macs = sum(map(self.macs, self.steps.steps))
-        return float(macs + 4 * sum(prod(step.shape) for step in self.steps.steps))
+        values = [*self.graph.inputs.values(), *(step.shape for step in self.steps.steps)]
+        return float(macs + 4 * sum(map(prod, values)))
 
     # -- how many images at a time ------------------------------------------------------------
 
@@ -154,7 +165,8 @@ class _Compiler:
             if isinstance(step.op, layers.Affine):
                 fitting = max(1, AFFINE_FLOATS // floats)
             else:
-                fitting = max(1, GROUP_FLOATS // floats, MIN_PIXELS // prod(step.shape[1:]))
+                pixels = prod((step.unpooled or step.shape)[1:])
+                fitting = max(1, GROUP_FLOATS // floats, MIN_PIXELS // pixels)
             group = min(group, 1 << fitting.bit_length() - 1)
             sizes.append(group)
         sizes.reverse()
@@ -164,13 +176,30 @@ class _Compiler:
 
     # -- where it lies ------------------------------------------------------------------------
 
+    def stored(self) -> dict[str, int]:
+        """Steps whose kernel stores what it makes as NCHW, and as which result.
+
+        Nothing else may read it, and it is asked for once.
+        """
+        behind = [self.steps.outputs[name] for name in self.asked]
+        read = {name for step in self.steps.steps for name in (*step.inputs, step.residual)}
+        return {
+            step.name: behind.index(step.name)
+            for step in self.steps.steps
+            if behind.count(step.name) == 1
+            and step.name not in read
+            and can_store(step.op, step.shape)
+        }
+
     def lay_out(self, groups: list[int], block: int) -> None:
         """Each value's halo, lifetime and number of images, and which lie in one tensor.
 
         Time 0 is the staging of the inputs.
         """
         for now, (level, step) in enumerate(zip(self.levels, self.steps.steps, strict=True), 1):
-            self.values[step.name] = Value(image_shape(step.shape), level, now, now, level=level)
+            value = Value(image_shape(step.shape), level, now, now, level=level)
+            value.result = self.results.get(step.name, -1)
+            self.values[step.name] = value
             for source in step.inputs:
                 self.read(self.source(source, step, level), level, now, self.halo(step))
             if step.residual:

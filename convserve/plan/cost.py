@@ -104,7 +104,7 @@ class Kernel(Protocol):
 
 @dataclass(frozen=True)
 class Conv:
-    """A convolution's shape; planar: it reads the network's input as NCHW."""
+    """A convolution's shape; planar: it reads an input as NCHW; stored: it makes NCHW."""
 
     channels: int
     filters: int
@@ -112,6 +112,7 @@ class Conv:
     window: Window
     pixels: int  # of the input
     planar: bool = False
+    stored: bool = False
 
     @property
     def blocks(self) -> int:
@@ -175,7 +176,7 @@ class Direct:
 
 @dataclass(frozen=True)
 class Pixels:
-    """Vectors of pixels of an NCHW image, transposed as they are stored."""
+    """Vectors of pixels of an NCHW image; where the output is not NCHW too, transposed on store."""
 
     conv: Conv
     name = "direct by pixels"
@@ -186,7 +187,8 @@ class Pixels:
         """Whether the kernel takes this way, which it decides by itself."""
         window = conv.window
         taps = conv.channels * window.kh * window.kw
-        return window.sw == conv.groups == 1 and by_pixels(window.ow, conv.filters, taps)
+        fits = by_pixels(window.ow, conv.filters, taps, conv.stored)
+        return window.sw == conv.groups == 1 and fits
 
     @property
     def weight_bytes(self) -> int:
@@ -198,6 +200,8 @@ class Pixels:
         products = conv.filters * conv.channels * window.kh * window.kw
         # as the kernel reckons itself
         transposing = 9 * conv.blocks if conv.filters > block() / 2 else 4
+        if conv.stored:
+            transposing = 0
         moved = machine.read(conv.image_bytes * images, SECOND_LEVEL)
         return vectors * machine.fma * (products + transposing * block()) + moved
 

@@ -31,6 +31,8 @@ __all__ = ["Step", "Steps", "lower"]
 
 Array = npt.NDArray[np.float32]
 Exact = npt.NDArray[np.float64]
+# Pixels of a map that is pooled as a whole while it is in the cache.
+WHOLE_MAP = 256
 _PARAMETERS = ("weight", "bias", "slope")
 
 
@@ -266,12 +268,13 @@ class _Lowering:
     def add_pooling(self, step: Step) -> None:
         """Pools on store, if the kernel that the convolution takes can do it."""
         pool = self.only_reader(step.name)
-        if pool is None or not isinstance(pool.op, layers.MaxPool2d | layers.AvgPool2d):
+        op = None if pool is None else _windowed(pool.op, step.shape)
+        if pool is None or op is None:
             return
         assert isinstance(step.op, layers.Conv2d)
         shape = image_shape(self.shapes[step.inputs[0]])
-        if can_pool(step.op, shape, pool.op, image_shape(step.shape)):
-            step.pool, step.unpooled = pool.op, step.shape
+        if can_pool(step.op, shape, op, image_shape(step.shape)):
+            step.pool, step.unpooled = op, step.shape
             self.extend(step, pool)
 
 
@@ -282,6 +285,18 @@ def _needed(graph: Graph, outputs: list[str]) -> list[Node]:
         if node.name in needed:
             needed.update(node.inputs)
     return [node for node in graph.nodes if node.name in needed]
+
+
+def _windowed(op: layers.Operator, shape: Shape) -> layers.MaxPool2d | layers.AvgPool2d | None:
+    """The pooling as one by windows; that of a whole map where a strip of it is small."""
+    match op:
+        case layers.MaxPool2d() | layers.AvgPool2d():
+            return op
+        case layers.GlobalAvgPool2d() if prod(shape[1:]) <= WHOLE_MAP:
+            return layers.AvgPool2d(shape[1:])
+        case layers.GlobalMaxPool2d() if prod(shape[1:]) <= WHOLE_MAP:
+            return layers.MaxPool2d(shape[1:])
+    return None
 
 
 def image_shape(shape: Shape) -> tuple[int, int, int]:

@@ -42,17 +42,24 @@ class PlanStep:
         shapes: Mapping[str, Shape],
         macs: int,
         kernel: Kernel,
-        planar: bool,
+        layout: tuple[bool, bool],
         group: int,
         operations: range,
     ) -> PlanStep:
-        """A step of the plan; planar: it reads the network's input as NCHW."""
+        """A step of the plan; layout: whether it reads and makes NCHW."""
         names = [*step.inputs, *([step.residual] if step.residual else [])]
         read = 4 * sum(prod(shapes[name]) for name in names)
         made = 4 * prod(step.shape)
-        layout = f"NCHW → NCHW{block()}c" if planar else f"NCHW{block()}c"
         return cls(
-            step.name, tuple(step.nodes), kernel, layout, group, macs, read, made, operations
+            step.name,
+            tuple(step.nodes),
+            kernel,
+            _layout(*layout),
+            group,
+            macs,
+            read,
+            made,
+            operations,
         )
 
     @classmethod
@@ -60,10 +67,9 @@ class PlanStep:
         cls, name: str, floats: int, layout: tuple[bool, bool], group: int, operations: range
     ) -> PlanStep:
         """An input into the arena, or a value to a result; layout: whether they are planar."""
-        before, after = ("NCHW" if planar else f"NCHW{block()}c" for planar in layout)
-        text = before if before == after else f"{before} → {after}"
         kernel = Moving("copy", 8 * floats, vectors=ceil(floats / block()))
-        return cls(name, (), kernel, text, group, 0, 4 * floats, 4 * floats, operations)
+        size = 4 * floats
+        return cls(name, (), kernel, _layout(*layout), group, 0, size, size, operations)
 
     def nanoseconds(self, images: int) -> float:
         """The cost model's time for a thread's `images` images."""
@@ -76,6 +82,11 @@ class PlanStep:
         each = ceil(images / threads)
         share = threads if images == 1 else 1  # the threads share a single image
         return self.nanoseconds(each) / share * 1e-9
+
+
+def _layout(*planar: bool) -> str:
+    before, after = ("NCHW" if each else f"NCHW{block()}c" for each in planar)
+    return before if before == after else f"{before} → {after}"
 
 
 class Plan:

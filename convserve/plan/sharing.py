@@ -36,6 +36,7 @@ class Value:
     last: int
     halo: Halo = NO_HALO
     planar: bool = False
+    result: int = -1  # which one it is, where it is stored as NCHW at once: then in no tensor
     level: int = 0  # the highest of the steps that make or read it
     inside: str | None = None  # the value in whose tensor it lies, if it has none of its own
     block: int = 0  # its first block there
@@ -96,7 +97,7 @@ class _Sharing:
     def put(self, name: str, outer: str, block: int) -> bool:
         """Has one value lie in another one's tensor; False where it can't."""
         value, whole = self.values[name], self.values[outer]
-        if value.inside is not None:
+        if value.inside is not None or max(value.result, whole.result) >= 0:
             return False
         # The kernels of flat values write a row, with no halo between the blocks.
         if value.shape[1:] == (1, 1) and (value.halo, whole.halo) != (NO_HALO, NO_HALO):

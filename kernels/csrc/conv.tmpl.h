@@ -169,13 +169,22 @@ static int conv_tile_blocks(int ow, int blocks) {
 }
 
 /* Both ways in vector multiply-adds a row, from measurements: transposing a vector takes about 9 a
- * filter lane, and half for half a block; the loads and short loops over taps, where each pixel is
- * loaded by itself, take more the fewer they are. */
+ * filter lane, and half for half a block, or 3 from a strip that a result is made of; the loads and short
+ * loops over taps, where each pixel is loaded by itself, take more the fewer they are. */
+CS_INLINE double by_filters(int ow, int blocks, int taps) {
+    return (double)ow * blocks * taps / (blocks > 1 ? 0.82 : taps < 16 ? 0.55 : 0.65);
+}
+
 static int conv_by_pixels(int ow, int filters, int taps) {
     const int vectors = (ow + CS_VL - 1) / CS_VL, blocks = (filters + CS_VL - 1) / CS_VL;
     const int transposed = filters <= CS_VL / 2 ? 4 * CS_VL : blocks * 9 * CS_VL;
-    const double by_filters = (double)ow * blocks * taps / (blocks > 1 ? 0.82 : taps < 16 ? 0.55 : 0.65);
-    return ow >= CS_VL && (double)vectors * (filters * taps + transposed) < by_filters;
+    return ow >= CS_VL && (double)vectors * (filters * taps + transposed) < by_filters(ow, blocks, taps);
+}
+
+static int conv_planar_by_pixels(int ow, int filters, int taps) {
+    const int vectors = (ow + CS_VL - 1) / CS_VL, blocks = (filters + CS_VL - 1) / CS_VL;
+    const double transposed = (double)vectors * blocks * 3 * CS_VL;
+    return ow >= CS_VL && (double)vectors * filters * taps / 0.85 < by_filters(ow, blocks, taps) + transposed;
 }
 
 /* The most pixels that a tile of 1, 2 or 4 output blocks takes. */

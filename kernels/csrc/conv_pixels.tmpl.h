@@ -4,8 +4,8 @@
  *
  * A tile is `nf` filters x `nv` vectors. The last vector of a row reaches back into the one before
  * instead of beyond the row. Tiles are put down filter by filter, pooled there if asked (2 x 2,
- * stride 2, largest), and transposed into the blocked layout. The order of the sums is that of
- * conv.tmpl.h, so that the bits are the same. */
+ * stride 2, largest), and transposed into the blocked layout; an NCHW result takes them as they are.
+ * The order of the sums is that of conv.tmpl.h, so that the bits are the same. */
 
 #if CS_VL == 16
 #define CS_PIXEL_VECTORS 4
@@ -18,10 +18,17 @@ typedef struct pixel_place {
     int row, column;    /* of the first pixel in the output of the convolution */
 } pixel_place;
 
-/* w: the weights of one tap are w_step floats apart; out[nf][CS_PIXEL_VECTORS] */
+/* Where a tile's vectors go: filters are `filter` floats apart. */
+typedef struct pixel_target {
+    float *y;
+    int64_t filter, vector[CS_PIXEL_VECTORS];
+    int far;            /* past the caches */
+} pixel_target;
+
+/* w: the weights of one tap are w_step floats apart */
 CS_INLINE void pixel_tile(const int nf, const int nv, const cs_conv *p, int planes, const float *x,
                           const pixel_place *at, const float *w, int64_t w_step, const float *bias,
-                          vf (*out)[CS_PIXEL_VECTORS]) {
+                          const pixel_target *to, int first) {
     vf acc[CS_PIXEL_FILTERS][CS_PIXEL_VECTORS];
     int64_t from[CS_PIXEL_VECTORS];
 CS_UNROLL(4)
@@ -52,21 +59,28 @@ CS_UNROLL(4)
             }
     const vf low = v_set(p->activation.low), high = v_set(p->activation.high);
 CS_UNROLL(6)
-    for (int f = 0; f < nf; f++)
+    for (int f = 0; f < nf; f++) {
+        float *y = to->y + (first + f) * to->filter;
 CS_UNROLL(4)
-        for (int v = 0; v < nv; v++)
-            out[f][v] = v_clip(acc[f][v], low, high);
+        for (int v = 0; v < nv; v++) {
+            const vf result = v_clip(acc[f][v], low, high);
+            if (to->far)
+                v_stream(y + to->vector[v], result);
+            else
+                v_store(y + to->vector[v], result);
+        }
+    }
 }
 
 typedef void pixel_tile_fn(const cs_conv *p, int planes, const float *x, const pixel_place *at,
                            const float *w, int64_t w_step, const float *bias,
-                           vf (*out)[CS_PIXEL_VECTORS]);
+                           const pixel_target *to, int first);
 
 #define CS_PIXEL_TILE(nf, nv)                                                                      \
     static void pixel_tile_##nf##x##nv(const cs_conv *p, int planes, const float *x,               \
                                        const pixel_place *at, const float *w, int64_t w_step,      \
-                                       const float *bias, vf (*out)[CS_PIXEL_VECTORS]) {           \
-        pixel_tile(nf, nv, p, planes, x, at, w, w_step, bias, out);                                \
+                                       const float *bias, const pixel_target *to, int first) {     \
+        pixel_tile(nf, nv, p, planes, x, at, w, w_step, bias, to, first);                          \
     }
 #define CS_PIXEL_TILES(nv)                                                                         \
     CS_PIXEL_TILE(1, nv) CS_PIXEL_TILE(2, nv) CS_PIXEL_TILE(3, nv)                                 \
@@ -114,14 +128,32 @@ CS_UNROLL(8)
 CS_INLINE void pixel_block(const cs_conv *p, int filters, int planes, int nv, const pixel_place *at,
                            const float *x, const float *w, int64_t w_step, const float *bias, float *y) {
     vf out[CS_VL][CS_PIXEL_VECTORS], row[CS_VL];
+    /* a curve can't be followed where vectors overlap */
+    const int planar = p->y_px == 1, direct = planar && !p->activation.curve && !p->pool;
+    pixel_target to = {(float *)out, CS_PIXEL_VECTORS * CS_VL, {0}, 0};
+    if (direct) {
+        to.y = y;
+        to.filter = p->y_block / CS_VL;
+        to.far = p->far && p->ow % CS_VL == 0;
+    }
+    for (int v = 0; v < nv; v++)
+        to.vector[v] = direct ? at[v].row * p->y_row + at[v].column : v * CS_VL;
     const int parts = (filters + CS_PIXEL_FILTERS - 1) / CS_PIXEL_FILTERS;
     for (int i = 0; i < parts; i++) {
         const int f = filters * i / parts;
-        pixel_tiles[nv][filters * (i + 1) / parts - f](p, planes, x, at, w + f, w_step, bias + f, out + f);
+        pixel_tiles[nv][filters * (i + 1) / parts - f](p, planes, x, at, w + f, w_step, bias + f, &to, f);
     }
+    if (direct)
+        return;
     if (p->activation.curve)
         for (int f = 0; f < filters; f++)
             follow_curve(&p->activation, nv, (float *)out[f], CS_VL);
+    if (planar) {
+        for (int f = 0; f < filters; f++)
+            for (int v = 0; v < nv; v++)
+                v_store(y + f * (p->y_block / CS_VL) + at[v].row * p->y_row + at[v].column, out[f][v]);
+        return;
+    }
     /* filters that are not there make surplus channels: any values do */
     if (!p->pool) {
         for (int v = 0; v < nv; v++) {

@@ -1,4 +1,4 @@
-/* What C has no words for: the pause of a spinning thread, and denormals as zeros. */
+/* What C has no words for: the pause of a spinning thread, denormals as zeros, stores past the caches. */
 #ifndef CS_CPU_H
 #define CS_CPU_H
 
@@ -13,6 +13,13 @@ static inline void cs_pause(void) {
     _mm_pause();
 #elif defined(__aarch64__)
     __asm__ __volatile__("yield");
+#endif
+}
+
+/* What was stored past the caches is there for every thread that sees a later store of this one. */
+static inline void cs_stream_end(void) {
+#if defined(__SSE__)
+    _mm_sfence();
 #endif
 }
 

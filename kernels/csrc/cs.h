@@ -58,7 +58,8 @@ typedef struct cs_conv {
     int64_t r_block, r_row, r_px;            /* the residual that is added before the activation */
     int32_t filters;            /* of which the last block may hold fewer than b */
     int32_t pixels;             /* vectors of pixels, not of filters: NCHW, stride 1, no residual */
-    int32_t pool;               /* with `pixels`: store the largest of each 2 x 2 outputs */
+    int32_t far;                /* with `pixels` and y_px 1: store past the caches, where vectors are aligned */
+    int32_t pool;               /* with `pixels`: store the largest of each 2 x 2 outputs; y_px is not 1 */
     int32_t tiles;
     const cs_conv_tile *tile;
 } cs_conv;
@@ -136,8 +137,10 @@ typedef struct cs_kernels {
     int (*conv_tile_blocks)(int ow, int blocks);
     /* How many pixels of a row a tile of so many blocks takes at the most; x_px: floats between them. */
     int (*conv_tile_pixels)(int blocks);
-    /* Whether vectors of pixels are the better ones for a stride of 1 over an NCHW image. */
+    /* Whether vectors of pixels are the better ones for a stride of 1 over an NCHW image: in general, and
+     * where the output is to be NCHW too (y_px is 1 then, and y_block the floats of b channels). */
     int (*conv_by_pixels)(int ow, int filters, int taps);
+    int (*conv_planar_by_pixels)(int ow, int filters, int taps);
     /* Rows [oh0, oh1) (of what is stored) of tile t of one image. x points at the first padded pixel, r may be NULL.
      * w and bias are packed; bias holds blocks * b floats for all output channels. */
     void (*conv)(const cs_conv *p, int t, int oh0, int oh1, const float *x, const float *w,
@@ -207,6 +210,9 @@ typedef struct cs_kernels {
     /* one block -> NCHW, C-contiguous rows: y_c floats between channels, y_h between rows */
     void (*unpack)(int channels, int h0, int h1, int w, const float *x, int64_t x_row,
                    float *y, int64_t y_c, int64_t y_h);
+    /* the same past the caches; cs_stream_end in cpu.h completes it */
+    void (*unpack_far)(int channels, int h0, int h1, int w, const float *x, int64_t x_row,
+                       float *y, int64_t y_c, int64_t y_h);
 
     const struct cs_train_kernels *train;
 

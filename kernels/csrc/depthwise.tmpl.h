@@ -161,6 +161,8 @@ static void depthwise(const cs_depthwise *p, int block, int oh0, int oh1, const 
         depthwise_any(3, 2, p, oh0, oh1, x, w, b, y);
     else if (taps == 5 && step == 1)
         depthwise_any(5, 1, p, oh0, oh1, x, w, b, y);
+    else if (CS_DW_ROWS > 1 && taps == 7 && step == 1)
+        depthwise_any(7, 1, p, oh0, oh1, x, w, b, y);
     else
         depthwise_any(0, 0, p, oh0, oh1, x, w, b, y);
 }

@@ -73,7 +73,7 @@ static void work(void *argument, int rank, int size) {
     run *r = argument;
     const cs_plan *plan = r->plan;
     cs_task task = {.plan = plan, .inputs = r->inputs, .tables = r->tables, .results = r->results,
-                    .size = 1, .barrier = &r->barrier};
+                    .batch = r->n, .size = 1, .barrier = &r->barrier};
     task.scratch = r->arenas[rank] + plan->scratch;
     task.shared_scratch = r->arenas[0] + plan->scratch;
     if (r->spent)
@@ -94,6 +94,7 @@ static void work(void *argument, int rank, int size) {
         task.size = size;
         run_level(&task, plan->levels - 1, 0, r->n);
     }
+    cs_stream_end();
     cs_restore_denormals(mode);
 }
 

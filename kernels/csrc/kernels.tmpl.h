@@ -34,6 +34,7 @@ const cs_kernels CS_CAT(cs_kernels_, CS_ISA) = {
     .half = CS_HALF,
     .conv_tile_blocks = conv_tile_blocks,
     .conv_by_pixels = conv_by_pixels,
+    .conv_planar_by_pixels = conv_planar_by_pixels,
     .conv_tile_pixels = conv_tile_pixels,
     .conv = conv,
     .winograd_input = winograd_input,
@@ -62,6 +63,7 @@ const cs_kernels CS_CAT(cs_kernels_, CS_ISA) = {
     .rearrange = rearrange,
     .pack = pack,
     .unpack = unpack,
+    .unpack_far = unpack_far,
     .train = &train_table,
     .peak = peak,
 };

@@ -46,8 +46,25 @@ static void pack(int channels, int h0, int h1, int w, const float *x, int64_t x_
     }
 }
 
-static void unpack(int channels, int h0, int h1, int w, const float *x, int64_t x_row,
-                   float *y, int64_t y_c, int64_t y_h) {
+/* CS_VL pixels at x -> rows of `channels` planes */
+CS_INLINE void unpack_square(const int far, int channels, const float *x, float *y, int64_t y_c) {
+    vf square[CS_VL];
+CS_UNROLL(16)
+    for (int i = 0; i < CS_VL; i++)
+        square[i] = v_load(x + i * CS_VL);
+    v_transpose(square);
+CS_UNROLL(16)
+    for (int c = 0; c < CS_VL; c++)
+        if (c < channels) {
+            if (far)
+                v_stream(y + c * y_c, square[c]);
+            else
+                v_store(y + c * y_c, square[c]);
+        }
+}
+
+CS_INLINE void unpack_rows(const int far, int channels, int h0, int h1, int w, const float *x,
+                           int64_t x_row, float *y, int64_t y_c, int64_t y_h) {
     if (x_row == (int64_t)w * CS_VL && y_h == w && h1 > h0) {
         x += h0 * x_row;
         y += h0 * y_h;
@@ -58,20 +75,32 @@ static void unpack(int channels, int h0, int h1, int w, const float *x, int64_t 
     for (int h = h0; h < h1; h++) {
         const float *xr = x + h * x_row;
         float *yr = y + h * y_h;
-        for (int first = 0; w >= CS_VL && first < w; first += CS_VL) {
-            const int j = first + CS_VL <= w ? first : w - CS_VL;
-            vf square[CS_VL];
-CS_UNROLL(16)
-            for (int i = 0; i < CS_VL; i++)
-                square[i] = v_load(xr + (int64_t)(j + i) * CS_VL);
-            v_transpose(square);
-CS_UNROLL(16)
-            for (int c = 0; c < CS_VL; c++)
-                if (c < channels)
-                    v_store(yr + c * y_c + j, square[c]);
+        int j = 0;
+        if (far && w >= 2 * CS_VL && y_c % CS_VL == 0) {
+            const int before = (int)((uintptr_t)yr / sizeof(float) % CS_VL);
+            if (before) {   /* up to the first whole vector */
+                unpack_square(0, channels, xr, yr, y_c);
+                j = CS_VL - before;
+            }
+            for (; j + CS_VL <= w; j += CS_VL)
+                unpack_square(1, channels, xr + (int64_t)j * CS_VL, yr + j, y_c);
+        }
+        for (; w >= CS_VL && j < w; j += CS_VL) {
+            const int start = j + CS_VL <= w ? j : w - CS_VL;
+            unpack_square(0, channels, xr + (int64_t)start * CS_VL, yr + start, y_c);
         }
         for (int c = 0; w < CS_VL && c < channels; c++)
             for (int j = 0; j < w; j++)
                 yr[c * y_c + j] = xr[(int64_t)j * CS_VL + c];
     }
+}
+
+static void unpack(int channels, int h0, int h1, int w, const float *x, int64_t x_row, float *y,
+                   int64_t y_c, int64_t y_h) {
+    unpack_rows(0, channels, h0, h1, w, x, x_row, y, y_c, y_h);
+}
+
+static void unpack_far(int channels, int h0, int h1, int w, const float *x, int64_t x_row, float *y,
+                       int64_t y_c, int64_t y_h) {
+    unpack_rows(1, channels, h0, h1, w, x, x_row, y, y_c, y_h);
 }

@@ -35,6 +35,7 @@ typedef struct cs_tensor {
     int32_t channels, height, width;
     int32_t top, bottom, left, right;   /* the halo */
     int32_t planar;
+    int32_t result;                     /* 1 + the result that it is, in place of memory of its own; or 0 */
     int32_t level;                      /* it holds the images of a group of this level */
     int64_t px, row, plane, image;      /* steps, in floats */
     int64_t offset;                     /* of its first float in the arena; -1 - i: the plan's input i */
@@ -87,7 +88,12 @@ typedef union cs_op_parameters {
 typedef struct cs_op {
     int32_t kind, level;
     int32_t x, r, y;        /* tensors: input, second input or -1, output or -1 */
-    int32_t first;
+    int32_t first;          /* CS_OUTPUT and strips: the result */
+    /* Rows of y, or 0. y then is a strip of rows of the blocks that are made together: whatever has been
+     * made of it goes to the result as NCHW while it is in the cache. It lies where the thread's scratch
+     * memory begins, and what the operation needs itself behind it. */
+    int32_t strip;
+    int64_t scratch;        /* floats of the strip */
     int64_t x_start;        /* from the input's first pixel to where the first window starts */
     cs_op_parameters as;
     const float *weight, *bias;     /* for CS_SCALE_SHIFT: scale and shift, for CS_PRELU: slopes */
@@ -116,7 +122,7 @@ typedef struct cs_task {
     float *const *results;
     float *arena;                   /* of all threads that share the images */
     float *scratch, *shared_scratch; /* this thread's own, and that of rank 0 */
-    int64_t first, images;
+    int64_t first, images, batch;
     int64_t group_start[CS_MAX_LEVELS];
     int32_t rank, size;
     struct cs_barrier *barrier;

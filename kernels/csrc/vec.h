@@ -38,6 +38,18 @@ typedef float vh __attribute__((vector_size(2 * CS_VL), aligned(4), may_alias));
 
 CS_INLINE vf v_load(const float *p) { return *(const vf *)p; }
 CS_INLINE void v_store(float *p, vf v) { *(vf *)p = v; }
+/* Past the caches, for what is too large for them: p is aligned to whole vectors. */
+CS_INLINE void v_stream(float *p, vf v) {
+#if defined(__AVX512F__) && CS_VL == 16
+    _mm512_stream_ps(p, (__m512)v);
+#elif defined(__AVX__) && CS_VL == 8
+    _mm256_stream_ps(p, (__m256)v);
+#elif defined(__SSE__) && CS_VL == 4
+    _mm_stream_ps(p, (__m128)v);
+#else
+    v_store(p, v);
+#endif
+}
 CS_INLINE vf v_set(float x) { return x - (vf){0}; }
 /* lanes of a where the mask is set, else of b */
 CS_INLINE vf v_select(vi mask, vf a, vf b) { return (vf)((mask & (vi)a) | (~mask & (vi)b)); }

@@ -324,6 +324,22 @@ static void check_pixelwise(int h, int w) {
     free(shift);
 }
 
+/* Rows past the caches, from a place that is aligned and from others. */
+static void check_far(void) {
+    const int w = 3 * b, rows = 2, channels = b - 1;
+    const int64_t area = (int64_t)rows * w;
+    float *x = floats(area * b), *near = floats(area * b), *far = floats(area * b + b);
+    k->unpack(channels, 0, rows, w, x, (int64_t)w * b, near, area, w);
+    for (int start = 0; start < b; start += b / 4) {
+        k->unpack_far(channels, 0, rows, w, x, (int64_t)w * b, far + start, area, w);
+        for (int64_t i = 0; i < channels * area; i++)
+            check(k->isa, "unpack past the caches", far[start + i], near[i], 0);
+    }
+    free(x);
+    free(near);
+    free(far);
+}
+
 int main(void) {
     const char *names[8];
     const int count = cs_available(names, 8);
@@ -343,6 +359,7 @@ int main(void) {
             for (int stride = 1; stride <= 2; stride++)
                 check_depthwise(size, stride, 1, 3, 9);
         check_depthwise(3, 1, 2, 4, 5);
+        check_far();
         check_pools(9, 7, 3, 2, 1);
         check_pools(8, 6, 2, 2, 0);
         check_activations();
