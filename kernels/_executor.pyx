@@ -23,10 +23,8 @@ cdef void run_on_team(int threads, void (*work)(void *argument, int rank, int si
     cs_team_run(threads, work, argument)
 
 
-# Below this number of multiply-accumulates a call a second thread costs more than it brings; of a
-# single image it is found out by trying (csrc/executor.c).
+# Below this number of multiply-accumulates a call a second thread costs more than it brings.
 cdef double THREADS_FROM = 6e5
-cdef double TRIED_FROM = 2e5
 # Below this number other threads wait for the lock of the interpreter for so short a time that they
 # lose less than by taking it over and giving it back.
 cdef double UNLOCK_FROM = 2e6
@@ -133,7 +131,7 @@ cdef class Executor(Operations):
         outs = [self._result((n, *shape)) for shape in self.output_shapes]
         if n == 0:
             return outs
-        if n * self.macs < (TRIED_FROM if n == 1 else THREADS_FROM):
+        if n * self.macs < THREADS_FROM:
             threads = 1
         # a single image is shared, several are dealt out
         threads = max(1, min(threads, MAX_THREADS, n if n > 1 else threads))
