@@ -151,8 +151,9 @@ def test_results_take_the_place_of_what_nothing_else_reads() -> None:
         outputs = ["pool1", "lrn1", "sigmoid1"] if keep else ["sigmoid1"]
         return compile_plan(graph, {}, outputs).arena_bytes
 
-    assert arena(False) == 2 * 4 * 16 * 64 * 64
-    assert arena(True) == 3 * 4 * 16 * 64 * 64
+    tensor, strip = 4 * 16 * 64 * 64, 32 << 10  # a strip of rows on its way to the result
+    assert 2 * tensor <= arena(False) <= 2 * tensor + strip
+    assert 3 * tensor <= arena(True) <= 3 * tensor + strip
 
 
 def test_many_values_are_placed_quickly() -> None:
