@@ -34,7 +34,7 @@ cdef int MAX_THREADS = 256
 cdef int PERIOD = 1024
 
 
-# Results of so many bytes lie in pages that are used again: fresh ones take longer than to fill them.
+# Results of so many bytes lie in pages that are used again: fresh ones take longer than to fill.
 cdef size_t LARGE_RESULT = 1 << 20
 cdef size_t LARGEST_KEPT = 1 << 27
 

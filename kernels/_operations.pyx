@@ -158,7 +158,7 @@ cdef class Operations:
         return op
 
     cdef void _cut(self, cs_op *op, int blocks, int rows, int width):
-        """Sizes the strip that the operation makes at a time; 0: as many rows as fit, all columns."""
+        """Sizes the strip that the operation makes at a time; 0: as many whole rows as fit."""
         cdef cs_tensor *t = &self.tensors[op.y]
         t.row = (width or t.width) * t.px
         op.strip = rows or self._aligned(op, min(t.height, STRIP_FLOATS // (blocks * t.row)))
