@@ -10,6 +10,7 @@ import pytest
 from benchmarks.training import networks, ours
 from benchmarks.training.__main__ import _difference
 from benchmarks.training.report import Row, markdown
+from convserve import kernels
 
 
 def test_a_network_is_written_with_all_that_both_need(tmp_path: Path) -> None:
@@ -22,7 +23,7 @@ def test_a_network_is_written_with_all_that_both_need(tmp_path: Path) -> None:
     assert params["conv1.weight"].shape == (6, 1, 5, 5)
     grads = ours.gradients(str(path), 3)
     assert grads.keys() == params.keys()
-    ((name, run),) = ours.settings(str(path), 3, 1)
+    ((name, run),) = ours.settings(str(path), 3, kernels.num_threads())
     run()
     assert name == "CompiledStep"
 
