@@ -293,9 +293,9 @@ def _windowed(op: layers.Operator, shape: Shape) -> layers.MaxPool2d | layers.Av
         case layers.MaxPool2d() | layers.AvgPool2d():
             return op
         case layers.GlobalAvgPool2d() if prod(shape[1:]) <= WHOLE_MAP:
-            return layers.AvgPool2d(shape[1:])
+            return layers.AvgPool2d((shape[1], shape[2]))
         case layers.GlobalMaxPool2d() if prod(shape[1:]) <= WHOLE_MAP:
-            return layers.MaxPool2d(shape[1:])
+            return layers.MaxPool2d((shape[1], shape[2]))
     return None
 
 
