@@ -2,7 +2,7 @@
 
 A request passes from thread to thread. Where each of them sleeps on a core of its own, every pass
 has to wake a core, which takes longer than all that a small inference does: of a bare gRPC server
-17 context switches a request, and half of its throughput (docs/benchmarks.md). On one core the
+17 context switches a request, and half of its throughput (docs/operations.md). On one core the
 kernel only switches. What computes for longer than a moment is not bound to it.
 
     bound()     starts gRPC: the threads that come into being stay on the core, and theirs

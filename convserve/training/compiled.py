@@ -10,7 +10,6 @@ The bits of a step depend on the network, the batch and the state, not on the nu
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +22,7 @@ from convserve.training.assemble import assemble
 from convserve.training.dropout import step_keys
 from convserve.training.network import trained_network
 from convserve.training.optimisers import Optimiser
+from convserve.training.owned import OwnedState
 from convserve.training.step import Array, StepResult
 from convserve.training.taped_layers import TRAINABLE, make_tape
 
@@ -31,7 +31,7 @@ __all__ = ["CompiledStep"]
 LINE = 16  # floats of a cache line, at which each array begins
 
 
-class CompiledStep:
+class CompiledStep(OwnedState):
     """A `TrainStep` for graphs whose trained layers it all knows (`supports`).
 
     params: float32 arrays by "<layer>.<param>"; copied. Memory is made for the largest batch so far
@@ -53,22 +53,13 @@ class CompiledStep:
                 raise ShapeError(f"layer {node.name!r}: {node.op.op} is for inference only")
         self._graph, self._network = graph, network
         specs = graph.parameter_specs()
-        # What no output depends on has no gradient, and stays as it is.
-        names = [
-            name
-            for name, spec in specs.items()
-            if spec.trainable and name.rpartition(".")[0] in network.trained
-        ]
+        names = network.trainable(specs)
         self.flat_params, trainable = _flat({name: params[name] for name in names})
         self.flat_grads, self._grads = _flat({name: np.zeros_like(params[name]) for name in names})
-        self._params = {
+        owned = {
             name: trainable[name] if name in trainable else params[name].copy() for name in specs
         }
-        self._trainable = trainable
-        self._optimiser = optimiser
-        optimiser.prepare(trainable)
-        self._seed = seed
-        self._steps = 0
+        super().__init__(owned, trainable, optimiser, seed)
         self._trainer: Trainer | None = None
         self._batch = self._dropouts = 0
 
@@ -77,14 +68,9 @@ class CompiledStep:
         """Whether it can train the graph."""
         return all(type(node.op) in TRAINABLE for node in trained_network(graph).trained.values())
 
-    @property
-    def params(self) -> Mapping[str, Array]:
-        return self._params
-
     def step(self, x: Array, targets: Array, lr: float) -> StepResult:
         result = self._run(x, targets)
-        self._optimiser.update(self._trainable, self._grads, lr)
-        self._steps += 1
+        self._update(self._grads, lr)
         return result
 
     def gradients(self, x: Array, targets: Array) -> tuple[StepResult, dict[str, Array]]:
@@ -94,18 +80,6 @@ class CompiledStep:
         """
         result = self._run(x, targets)
         return result, {name: grad.copy() for name, grad in self._grads.items()}
-
-    def state(self) -> tuple[dict[str, Array], dict[str, Any]]:
-        arrays = {f"params.{name}": value for name, value in self._params.items()}
-        arrays |= {f"optimiser.{n}": value for n, value in self._optimiser.state().items()}
-        return arrays, {"steps": self._steps}
-
-    def load_state(self, arrays: Mapping[str, Array], values: Mapping[str, Any]) -> None:
-        own, _ = self.state()
-        for name, array in own.items():
-            array[...] = arrays[name]
-        self._steps = values["steps"]
-        self._optimiser.steps = self._steps
 
     def _run(self, x: Array, targets: Array) -> StepResult:
         if self._trainer is None or len(x) > self._batch:

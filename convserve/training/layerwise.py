@@ -16,13 +16,14 @@ from convserve.training.dropout import CounterRandom
 from convserve.training.loss import cross_entropy
 from convserve.training.network import ancestors, trained_network
 from convserve.training.optimisers import Optimiser
+from convserve.training.owned import OwnedState
 from convserve.training.rules import RULES, Rng
 from convserve.training.step import Array, StepResult
 
 __all__ = ["LayerwiseStep"]
 
 
-class LayerwiseStep:
+class LayerwiseStep(OwnedState):
     """A `TrainStep` for any graph with one output of scores, with or without a final softmax.
 
     params: float32 arrays by "<layer>.<param>"; copied. Dropout depends on `seed` and on the
@@ -46,33 +47,20 @@ class LayerwiseStep:
             if type(node.op) not in RULES:
                 raise ShapeError(f"layer {node.name!r}: {node.op.op} is for inference only")
         specs = graph.parameter_specs()
-        self._params = {name: params[name].copy() for name in specs}
+        owned = {name: params[name].copy() for name in specs}
+        trainable = {name: owned[name] for name in network.trainable(specs)}
+        super().__init__(owned, trainable, optimiser, seed)
         self._local = {
             node.name: {
-                local: self._params[f"{node.name}.{local}"]
+                local: owned[f"{node.name}.{local}"]
                 for local in node.op.parameters(graph.input_shapes(node))
             }
             for node in graph.nodes
         }
-        # What no output depends on has no gradient, and stays as it is.
-        self._trainable = {
-            name: self._params[name]
-            for name, spec in specs.items()
-            if spec.trainable and name.rpartition(".")[0] in self._trained
-        }
-        self._optimiser = optimiser
-        optimiser.prepare(self._trainable)
-        self._seed = seed
-        self._steps = 0
-
-    @property
-    def params(self) -> Mapping[str, Array]:
-        return self._params
 
     def step(self, x: Array, targets: Array, lr: float) -> StepResult:
         result, grads = self.gradients(x, targets)
-        self._optimiser.update(self._trainable, grads, lr)
-        self._steps += 1
+        self._update(grads, lr)
         return result
 
     def gradients(self, x: Array, targets: Array) -> tuple[StepResult, dict[str, Array]]:
@@ -97,18 +85,6 @@ class LayerwiseStep:
         for node in nodes:
             values[node.name], _ = self._forward(node, values, None)
         return values[self._output.name]
-
-    def state(self) -> tuple[dict[str, Array], dict[str, Any]]:
-        arrays = {f"params.{name}": value for name, value in self._params.items()}
-        arrays |= {f"optimiser.{n}": value for n, value in self._optimiser.state().items()}
-        return arrays, {"steps": self._steps}
-
-    def load_state(self, arrays: Mapping[str, Array], values: Mapping[str, Any]) -> None:
-        own, _ = self.state()
-        for name, array in own.items():
-            array[...] = arrays[name]
-        self._steps = values["steps"]
-        self._optimiser.steps = self._steps
 
     def _forward(self, node: Node, values: Mapping[str, Array], rng: Rng) -> tuple[Array, Any]:
         inputs = [values[name] for name in node.inputs]

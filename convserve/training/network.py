@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from convserve.errors import ShapeError
 from convserve.graph import Graph, Node
-from convserve.graph.layers import Softmax
+from convserve.graph.layers import ParameterSpec, Softmax
 
 __all__ = ["Network", "ancestors", "trained_network"]
 
@@ -18,6 +19,14 @@ class Network(NamedTuple):
     logits: str
     trained: dict[str, Node]
     output: Node
+
+    def trainable(self, specs: Mapping[str, ParameterSpec]) -> list[str]:
+        """The parameters that learn. What no output depends on has no gradient, and stays."""
+        return [
+            name
+            for name, spec in specs.items()
+            if spec.trainable and name.rpartition(".")[0] in self.trained
+        ]
 
 
 def trained_network(graph: Graph) -> Network:
