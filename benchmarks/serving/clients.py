@@ -7,9 +7,12 @@ import shutil
 import subprocess
 import tempfile
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
+from typing import NamedTuple
 
 import grpc
 import numpy as np
@@ -52,6 +55,13 @@ def requests_per_second(
     return float(rate[1])
 
 
+class AtOnce(NamedTuple):
+    """Milliseconds of simultaneous calls."""
+
+    answered: list[float]
+    refused: list[float]
+
+
 class Caller:
     """Connections of Python's gRPC to one server."""
 
@@ -89,21 +99,34 @@ class Caller:
             Limits(seconds, warm_up=0.3),
         )
 
-    def rejections(self, data: bytes, callers: int) -> list[float]:
-        """Milliseconds that each refused one of so many simultaneous calls took."""
+    def at_once(self, data: bytes, callers: int) -> AtOnce:
+        """How many milliseconds each of so many simultaneous calls took."""
+        seen = AtOnce([], [])
 
-        def call(_: int) -> float | None:
+        def call(_: int) -> None:
             began = time.perf_counter()
+            ended = seen.answered
             try:
                 self._calls[0](data, timeout=60)
             except grpc.RpcError as error:
                 if error.code() is not grpc.StatusCode.UNAVAILABLE:
                     raise
-                return (time.perf_counter() - began) * 1e3
-            return None
+                ended = seen.refused
+            ended.append((time.perf_counter() - began) * 1e3)
 
         with ThreadPoolExecutor(callers) as pool:
-            return [ms for ms in pool.map(call, range(callers)) if ms is not None]
+            list(pool.map(call, range(callers)))
+        return seen
+
+
+@contextmanager
+def calling(address: str, connections: int = 1) -> Iterator[Caller]:
+    """A caller for the time of a `with` block."""
+    caller = Caller(address, connections)
+    try:
+        yield caller
+    finally:
+        caller.close()
 
 
 def engine_images_per_second(model: Path, shape: tuple[int, ...], seconds: float) -> float:

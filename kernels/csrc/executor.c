@@ -98,6 +98,8 @@ static void work(void *argument, int rank, int size) {
     cs_restore_denormals(mode);
 }
 
+enum { SMALL_PART = 8 };    /* images that are computed as fast as more of them would be */
+
 /* Sharing a single image pays only while the threads keep their cores: on a machine that is busy
  * otherwise each wait may last a time slice. So both ways are timed, the better one is taken, and
  * the other is tried again now and then, first soon, then more rarely. Alone an image takes always
@@ -164,8 +166,11 @@ void cs_plan_run(const cs_plan *plan, cs_pace *pace, int64_t n, const float *con
         learn(pace, shared, now() - start);
         return;
     }
-    /* equal parts, the same number for each thread */
+    /* Equal parts, the same number for each thread. Several of them where that costs nothing: a
+     * thread whose core does other work besides leaves some to the others. */
     r.parts = (n + threads * chunk - 1) / (threads * chunk) * threads;
+    while (r.parts < 4 * threads && n >= 2 * r.parts * SMALL_PART)
+        r.parts *= 2;
     if (r.parts > n)
         r.parts = n;
     cs_team_run(threads, work, &r);
