@@ -8,6 +8,7 @@ ConvserveError
 ├── ImageError (also ValueError)         an image can't be decoded or is over a limit
 ├── TrainingError (also ValueError)      a training setting is out of range, or the loss diverged
 ├── TrainingStoppedError                 a run was asked to stop, and can be resumed
+├── ReportError                          a report can't be drawn or written
 ├── CheckpointError                      a checkpoint can't be written, read or resumed
 ├── UnknownNameError (also ValueError)   no such layer, architecture, model …
 ├── ConversionError                      a model of another format can't be converted
@@ -52,6 +53,7 @@ __all__ = [
     "QueueFullError",
     "QueueTimeoutError",
     "RegionNotFoundError",
+    "ReportError",
     "RepositoryControlError",
     "ShapeError",
     "StoppingError",
@@ -94,6 +96,10 @@ class TrainingError(ConvserveError, ValueError):
 
 class TrainingStoppedError(ConvserveError):
     """A run was asked to stop, and did after a whole step; its checkpoint holds all up to then."""
+
+
+class ReportError(ConvserveError):
+    """A report can't be drawn, for want of a package, or can't be written."""
 
 
 class CheckpointError(ConvserveError):

@@ -44,6 +44,7 @@ ONLY_IN = {
     "prometheus_client": {"serving"},
     "convserve_client": {"serving", "cli"},
     "onnx": {"convert"},
+    "matplotlib": {"training"},
     "click": {"cli"},
     "rich": {"cli"},
 }

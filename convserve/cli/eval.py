@@ -13,6 +13,7 @@ import numpy as np
 import convserve
 from convserve.cli._common import model_argument, printable
 from convserve.cli._judging import JudgedImages, answers, console, judging_options
+from convserve.cli._report import Report, Subject, report_options
 from convserve.datasets import Split
 from convserve.training import metrics
 from convserve.training.metrics import Judged
@@ -27,6 +28,7 @@ LISTED = 20  # worst errors in the JSON
 @click.command()
 @model_argument
 @judging_options
+@report_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead.")
 def command(model: Path, as_json: bool, **options: Any) -> None:
     """Measure a model's accuracy on a data set.
@@ -39,7 +41,7 @@ def command(model: Path, as_json: bool, **options: Any) -> None:
 
     Precision is the share of the answers with a class that is right, recall the share of the
     class's images that is found. The expected calibration error is the mean difference between
-    confidence and accuracy.
+    confidence and accuracy. --report draws all of this, and feature maps, as a page.
 
     \b
     Keys of --json:
@@ -50,17 +52,25 @@ def command(model: Path, as_json: bool, **options: Any) -> None:
       calibration  {error, bins [{from, to, images, confidence, accuracy}]}
       worst        [{image, label, predicted, confidence}]; image: a file's path, or its row
     """
+    report = Report.asked_for(options)
     loaded = convserve.load(model, threads=options["threads"])
     data, images = JudgedImages(options).of(loaded)
+    if report is not None and loaded.preprocessing is not None:
+        report.decode(loaded.preprocessing)
     judged = answers(loaded, images, options)
     figures = evaluate(data.labels, images, judged)
+    split = options["split"]
     if as_json:
         head = {"model": str(model), "data": data.name}
         told = {name: options[name] for name in ("split", "tta")}
         click.echo(json.dumps({**head, **told, **figures}, indent=2))
-        return
-    _print(figures, f"{model.name} on the {options['split']} images of {data.name}")
-    click.echo(f"accuracy {100 * figures['accuracy']:.2f} %")
+    else:
+        _print(figures, f"{model.name} on the {split} images of {data.name}")
+    if report is not None:
+        subject = Subject(model.name, loaded, data.name, split, data.labels, images, judged)
+        report.write(subject, err=as_json)
+    if not as_json:
+        click.echo(f"accuracy {100 * figures['accuracy']:.2f} %")
 
 
 def evaluate(labels: tuple[str, ...], images: Split, judged: Judged) -> dict[str, Any]:

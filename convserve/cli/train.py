@@ -13,12 +13,15 @@ import click
 from convserve import datasets, model_file
 from convserve._npz import atomic_file
 from convserve.cli._common import printable, threads_option
+from convserve.cli._judging import answers
+from convserve.cli._report import Report, Run, Subject, report_options
 from convserve.cli._run_file import config_option, effective, recipe_option, to_toml
 from convserve.cli._stopping import StopSignals
 from convserve.cli._training import TrainingProgress, cache_choice, describe
 from convserve.cli._training_options import data_options, setting_options
 from convserve.datasets import Dataset
 from convserve.datasets.base import as_text
+from convserve.engine.model import Model
 from convserve.errors import CheckpointError, ModelFileError, TrainingError, TrainingStoppedError
 from convserve.graph import architectures
 from convserve.model_file import ModelFile
@@ -41,6 +44,7 @@ class _Job:
     checkpoint: Path
     keeps_checkpoint: bool
     options: dict[str, Any]  # of the command line, by the names of their parameters
+    report: Report | None = None
 
 
 class _Train(click.Command):
@@ -56,6 +60,7 @@ class _Train(click.Command):
 @recipe_option
 @data_options
 @setting_options
+@report_options
 @click.option("--resume", is_flag=True, help="Continue an interrupted run from its checkpoint.")
 @click.option(
     "--checkpoint",
@@ -90,6 +95,9 @@ def command(ctx: click.Context, /, **options: Any) -> int | None:
     --resume to continue, with the same result, bit for bit, as if nothing had happened. A run that
     is killed continues from its last checkpoint. All options are saved beside the model, as
     NAME.run.toml, for --config.
+
+    --report DIR needs convserve[plots]. It shows the model's answers to the test images, or without
+    those to the validation images, or to the training images.
     """
     Every(options["checkpoint_every"])  # a wrong one is an error before the data are read
     jobs = _jobs(options)
@@ -125,6 +133,7 @@ def _jobs(options: dict[str, Any]) -> list[_Job]:
                 checkpoint or out.with_name(f"{out.stem}.checkpoint.npz"),
                 checkpoint is not None,
                 options,
+                Report.asked_for(options, f"-seed{seed}" if several else ""),
             )
         )
     return jobs
@@ -134,6 +143,11 @@ def _check_files(job: _Job) -> None:
     """Find out now what would fail after hours."""
     check_writable(job.out, ModelFileError)
     check_writable(job.checkpoint, CheckpointError)
+    if job.report is not None:
+        folder = job.report.folder.resolve()
+        for path in (job.out, job.checkpoint):
+            if folder in path.resolve().parents:
+                raise click.UsageError(f"{path} lies in the folder of the report, {folder}")
     spec, init = job.options["data"], job.options["init"]
     images = Path(spec[4:]).expanduser() if spec and spec.startswith("npz:") else None
     for source, what in ((images, "images to train on"), (init, "model to begin with")):
@@ -206,9 +220,13 @@ def _train(
         graph = architectures.build(
             options["arch"], data.input_shape, len(data.labels), **dict(options["arch_options"])
         )
+    if job.report is not None:
+        job.report.decode(data.preprocessing)
     if job.checkpoint.exists() and not options["resume"]:
         click.echo(f"{job.checkpoint} is replaced; --resume would have continued it", err=True)
-    said = effective(ctx, out=job.out, seed=job.config.seed, seeds=1, lr=job.config.lr)
+    report = None if job.report is None else job.report.folder
+    config = job.config
+    said = effective(ctx, out=job.out, seed=config.seed, seeds=1, lr=config.lr, report=report)
     if init is not None:
         said.pop("arch")
         said.pop("arch_options", None)
@@ -244,8 +262,22 @@ def _train(
         raise
     if not job.keeps_checkpoint:
         job.checkpoint.unlink(missing_ok=True)
-    _report(job, result)
+    try:
+        if job.report is not None:
+            _draw(job.report, job, data, result)
+    finally:
+        _report(job, result)
     return result
+
+
+def _draw(report: Report, job: _Job, data: Dataset, result: TrainResult) -> None:
+    """A report of the model on the images that are furthest from its training."""
+    parts = {"test": data.test, "validation": data.validation, "training": data.train}
+    part, images = next((name, split) for name, split in parts.items() if split is not None)
+    model = Model.from_file(result.model, threads=job.options["threads"])
+    judged = answers(model, images, {"batch_size": 256, "tta": "none"})
+    subject = Subject(job.out.name, model, data.name, part, data.labels, images, judged)
+    report.write(subject, Run(result.history, result.epoch, result.test_accuracy, result.seconds))
 
 
 def _report(job: _Job, result: TrainResult) -> None:

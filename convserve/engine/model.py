@@ -59,7 +59,7 @@ class Model:
         self.provenance: dict[str, Any] = file.provenance
         cores = usable_cores()
         self.threads = cores if threads is None else min(integer(threads, "threads", 1), cores)
-        self._params = file.params
+        self.params = file.params
         self.takes_one = len(self.graph.inputs) == 1  # and not several inputs
         self.batch_invariant = batch_invariant
         self._times = times or {}
@@ -185,7 +185,7 @@ class Model:
                     own = self._own[1]
                     choice = Choice(batch=made_for, times=self._times)
                     packed = self._packed if layers == own else None
-                    plan = compile_plan(self.graph, self._params, layers, choice, packed)
+                    plan = compile_plan(self.graph, self.params, layers, choice, packed)
                     others = [key for key in self._plans if key[0] != own]
                     if len(others) >= MAX_PLANS:
                         self._plans.pop(others[0])

@@ -1,0 +1,107 @@
+"""Reports as files: whole or not at all; and figures of whatever a model may come to."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from convserve.errors import ReportError
+from convserve.graph import architectures
+from convserve.training import EpochRecord, metrics
+from convserve.training.report import Page, Picture, Section, figures, pictures, write
+from convserve.training.report.page import html
+
+DOT = pictures.draw_filters(np.ones((1, 1, 2, 2), np.float32))
+PAGE = Page("a <b>", "c & d", [("e", "f")], [Section("g", "h", [Picture("i", DOT, "j")])], [])
+
+
+def test_an_older_report_is_replaced_whole(tmp_path: Path) -> None:
+    folder = tmp_path / "report"
+    folder.mkdir()  # an empty folder is as good as none
+    files = write(folder, PAGE)
+    assert [path.name for path in files] == ["i.png", "index.html"]
+    other = PAGE._replace(sections=[Section("g", "h", [Picture("k", DOT, "l")])])
+    write(folder, other)
+    assert sorted(path.name for path in folder.iterdir()) == ["index.html", "k.png"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["report"]
+    (folder / "own.png").write_bytes(b"")
+    with pytest.raises(ReportError, match="something else than a report"):
+        write(folder, PAGE)
+    assert (folder / "own.png").exists()
+
+
+@pytest.mark.parametrize("method", ["write_bytes", "rename"])
+def test_a_fault_leaves_the_older_report_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    folder = tmp_path / "report"
+    write(folder, PAGE)
+    before = (folder / "index.html").read_bytes()
+    real, calls = getattr(Path, method), []
+
+    def full(path: Path, argument: object) -> object:
+        calls.append(path)
+        if len(calls) == 2:
+            raise OSError(28, "No space left on device")
+        return real(path, argument)
+
+    monkeypatch.setattr(Path, method, full)
+    with pytest.raises(ReportError, match=r"report: the report can't be written: .*No space left"):
+        write(folder, PAGE._replace(title="new"))
+    assert (folder / "index.html").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["report"]
+
+
+def test_text_is_text() -> None:
+    page = html(PAGE._replace(title='<script>"', tiles=[("<i>", "&")]))
+    assert "<script" not in page and "<i>" not in page
+    assert "&lt;script&gt;&quot;" in page and "<dt>&lt;i&gt;</dt><dd>&amp;</dd>" in page
+
+
+def opened(png: bytes) -> np.ndarray:
+    with Image.open(io.BytesIO(png)) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+def test_many_classes_no_answers_and_names_in_any_script() -> None:
+    rng = np.random.default_rng(0)
+    labels = ["$x^2", "猫", "a long name " * 9, *map(str, range(60))]
+    y, predicted = rng.integers(0, 50, (2, 400))
+    confusion = metrics.confusion_matrix(y, predicted, len(labels))
+    assert opened(figures.confusion_plot(confusion, labels)).std() > 1
+    assert opened(figures.class_scores(*metrics.precision_recall(confusion), labels)).std() > 1
+    few = confusion[:3, :3] * 0
+    opened(figures.confusion_plot(few, labels[:3]))
+    opened(figures.class_scores(*metrics.precision_recall(few), labels[:3]))
+    wide = figures.Mistake(rng.integers(0, 256, (3, 20, 50), np.uint8), *labels[:2], 0.5)
+    assert opened(figures.mistakes_grid([wide] * 7, 5)).std() > 1
+
+
+def test_curves_of_one_epoch_and_of_many() -> None:
+    shares = [0.8 if epoch % 2 else None for epoch in range(30)]
+    records = [EpochRecord(e, 2 / e, 0.9, s, 0.1, 1, 1) for e, s in enumerate(shares, 1)]
+    short, long = (figures.learning_curves(records[:n], 1, 0.7) for n in (1, 30))
+    assert opened(short).shape == opened(long).shape and short != long
+
+
+def test_first_filters() -> None:
+    rng = np.random.default_rng(0)
+    for name, shape in {
+        "lenet": ("conv1", (6, 1, 5, 5)),
+        "resnet20": ("conv1", (16, 3, 3, 3)),
+        "mlp": ("affine1", (128, 1, 28, 28)),
+    }.items():
+        graph = architectures.build(name)
+        found = pictures.first_filters(graph, graph.initialise(rng))
+        assert found is not None and (found.layer, found.weight.shape) == shape
+        assert opened(pictures.draw_filters(found.weight)).std() > 1
+    zeros = opened(pictures.draw_filters(np.zeros((2, 1, 3, 3), np.float32)))
+    assert (zeros == 255).all()
+    signs = opened(pictures.draw_filters(np.array([-2, 0, 2], np.float32).reshape(1, 1, 1, 3)))
+    left, middle, right = signs[0, [0, 90, 179]].tolist()  # 60 pixels a weight
+    assert (tuple(left), tuple(right)) == (pictures.VIOLET, pictures.ORANGE)
+    assert middle == [255, 255, 255]
