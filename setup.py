@@ -39,7 +39,9 @@ HEADERS = sorted(str(p) for p in Path("kernels/csrc").glob("*.h"))
 TRAIN_STEP = [
     f"kernels/csrc/train_{part}.c" for part in ("step", "operations", "linear", "norm", "pointwise")
 ]
-TRAIN_CONV = [f"kernels/csrc/train_{part}.c" for part in ("conv", "pack", "passes", "weights")]
+TRAIN_CONV = [
+    f"kernels/csrc/train_{part}.c" for part in ("conv", "filters", "pack", "passes", "weights")
+]
 
 
 def isa_library(isa):
@@ -122,6 +124,7 @@ extensions = [
     extension("_pointwise"),
     extension("_pool"),
     extension("_train_conv", TRAIN_CONV),
+    extension("_train_layers", TRAIN_CONV),
     extension("_winograd"),
     extension(
         "_executor",

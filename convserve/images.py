@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from convserve.preprocessing import Preprocessing
 
-__all__ = ["EXTENSIONS", "MAX_PIXELS", "ImageSource", "to_pixels"]
+__all__ = ["EXTENSIONS", "MAX_PIXELS", "ImageSource", "image_size", "to_pixels"]
 
 ImageSource: TypeAlias = (
     "bytes | bytearray | memoryview | str | os.PathLike[str] | Image.Image | NDArray[np.uint8]"
@@ -49,6 +49,7 @@ _SUFFIXES = {
 _FORMATS = tuple(_SUFFIXES)
 EXTENSIONS = frozenset(suffix for suffixes in _SUFFIXES.values() for suffix in suffixes)
 _ORIENTATION = 0x0112  # the EXIF tag
+_SIDEWAYS = (5, 6, 7, 8)  # its values that swap height and width
 # A JPEG's scans, by marker, length and components. Each passes over the whole image: cameras and
 # encoders write up to a dozen, and a small file may hold enough of them to decode for hours.
 _SCAN = re.compile(rb"\xff\xda\x00(?:\x08\x01|\x0a\x02|\x0c\x03|\x0e\x04)")
@@ -91,6 +92,22 @@ def to_pixels(
     return _convert(picture, name, preprocessing, max_pixels)
 
 
+def image_size(path: str | os.PathLike[str], *, exif: bool = True) -> tuple[int, int]:
+    """(height, width) of an image file, read from its header; upright unless `exif` is off.
+
+    Raises ImageError as `to_pixels` does for what can't be read.
+    """
+    name = os.fsdecode(path)
+    with _open_file(path, name) as file:
+        picture = _open_picture(file, name)
+        width, height = picture.size
+        try:
+            turned = exif and _orientation(picture) in _SIDEWAYS
+        except Exception as error:
+            raise _fault(name, error) from error
+    return (width, height) if turned else (height, width)
+
+
 def _open_file(path: str | os.PathLike[str], name: str) -> BinaryIO:
     try:
         # A pipe or a device could block or go on for ever.
@@ -103,13 +120,11 @@ def _open_file(path: str | os.PathLike[str], name: str) -> BinaryIO:
         raise ImageError(f"{name}: {getattr(error, 'strerror', None) or error}") from error
 
 
-def _read(
-    file: BinaryIO, name: str, preprocessing: Preprocessing, max_pixels: int
-) -> NDArray[np.uint8]:
+def _open_picture(file: BinaryIO, name: str) -> Image.Image:
     from PIL import Image, UnidentifiedImageError
 
     try:
-        picture = Image.open(file, formats=_FORMATS)
+        return Image.open(file, formats=_FORMATS)
     except UnidentifiedImageError as error:
         file.seek(0)
         empty = not file.read(1)
@@ -120,6 +135,12 @@ def _read(
         ) from error
     except Exception as error:
         raise _fault(name, error) from error
+
+
+def _read(
+    file: BinaryIO, name: str, preprocessing: Preprocessing, max_pixels: int
+) -> NDArray[np.uint8]:
+    picture = _open_picture(file, name)
     _check_size(picture, name, max_pixels)
     if picture.format in ("JPEG", "MPO"):
         _check_scans(file, name)
@@ -201,11 +222,15 @@ def _fault(name: str, error: Exception) -> ImageError:
 def _upright(picture: Image.Image) -> Image.Image:
     from PIL import ImageOps
 
+    return ImageOps.exif_transpose(picture) if _orientation(picture) != 1 else picture
+
+
+def _orientation(picture: Image.Image) -> int:
     # Reading EXIF costs as much as decoding a small image: look only where there is some.
     if "exif" in picture.info or picture.format in ("MPO", "TIFF"):
-        turned = picture.getexif().get(_ORIENTATION, 1) != 1
-        return ImageOps.exif_transpose(picture) if turned else picture
-    return picture
+        orientation: int = picture.getexif().get(_ORIENTATION, 1)
+        return orientation
+    return 1
 
 
 def _in_mode(picture: Image.Image, mode: str) -> Image.Image:

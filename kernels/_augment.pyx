@@ -15,6 +15,11 @@ from libc.stdint cimport int32_t, int64_t, uint8_t
 
 from convserve.errors import ShapeError
 
+cdef extern from "interpolate.h" nogil:
+    void cs_interpolate_row(int channels, int width, const float *x, const float *y,
+                            const float *planes, int64_t plane, int32_t stride, float *out,
+                            int64_t out_plane)
+
 # Planes of a source image in floats have a border of one pixel before and two behind: a place just
 # beyond an edge is then interpolated as any other.
 cdef enum:
@@ -68,13 +73,13 @@ def augment(
     s.stride = s.width + BORDER
     s.plane = s.stride * (s.height + BORDER)
     s.reflect = reflect
-    # Scratch of this call: the source in floats, a table, and a row's places and weights.
+    # Scratch of this call: the source in floats, a table, and the places of a row's pixels.
     cdef float[::1] planes = np.empty(s.channels * s.plane, np.float32)
     cdef float[:, ::1] own = np.empty((s.channels, 256), np.float32)
     cdef int32_t[::1] places = np.empty(s.width, np.int32)
-    cdef float[:, ::1] weights = np.empty((2, s.width), np.float32)
+    cdef float[:, ::1] at = np.zeros((2, (s.width + 3) // 4 * 4), np.float32)
     s.planes, s.places = &planes[0], &places[0]
-    s.across, s.down = &weights[0, 0], &weights[1, 0]
+    s.across, s.down = &at[0, 0], &at[1, 0]
     cdef const uint8_t[:, :, :, :] xv = x
     cdef const int64_t[::1] rv = rows
     cdef const double[:, ::1] mv = maps
@@ -118,9 +123,9 @@ cdef struct Source:
     const float *black           # the same without photometry, whose entry 0 lies beyond the edges
     float *planes                # [C, H + BORDER, W + BORDER]
     Py_ssize_t stride, plane
-    int32_t *places              # [W], of a row's pixels in a plane, or their columns
-    float *across                # [W], the weights of the neighbours to the right,
-    float *down                  # [W], and below
+    int32_t *places              # [W], the columns of a row's pixels
+    float *across                # [W, up to a multiple of 4], where a row's pixels lie in a plane:
+    float *down                  # columns and rows
 
 
 cdef double limited(double v) noexcept nogil:
@@ -214,22 +219,15 @@ cdef void copy(const Source *s, const double *m, float *out) noexcept nogil:
 
 
 cdef void interpolate(const Source *s, const double *m, float *out) noexcept nogil:
-    cdef int c, i, j
-    cdef float across, above, below
-    cdef const float *p
-    cdef float *to
+    cdef int i
+    cdef Py_ssize_t area = <Py_ssize_t> s.height * s.width
     fill_planes(s)
     for i in range(s.height):
         find_places(s, m, i)
-        for c in range(s.channels):
-            to = out + (c * s.height + i) * <Py_ssize_t> s.width
-            for j in range(s.width):
-                p = s.planes + c * s.plane + s.places[j]
-                across = s.across[j]
-                above = p[0] + across * (p[1] - p[0])
-                p += s.stride
-                below = p[0] + across * (p[1] - p[0])
-                to[j] = above + s.down[j] * (below - above)
+        cs_interpolate_row(
+            s.channels, s.width, s.across, s.down, s.planes, s.plane, <int32_t> s.stride,
+            out + i * <Py_ssize_t> s.width, area,
+        )
 
 
 cdef void fill_planes(const Source *s) noexcept nogil:
@@ -253,27 +251,23 @@ cdef void fill_planes(const Source *s) noexcept nogil:
 
 
 cdef void find_places(const Source *s, const double *m, int i) noexcept nogil:
-    """Of row i: each pixel's upper left neighbour in the planes, and its distance from it."""
-    cdef int j, column, row
-    cdef int32_t stride = <int32_t> s.stride
+    """Of row i: where each pixel lies in the planes."""
+    cdef int j
     cdef float x, y, left = -1, right = s.width, top = -1, bottom = s.height
     cdef float m0 = m[0], m3 = m[3], x0 = m[1] * i + m[2], y0 = m[4] * i + m[5]
+    cdef float *across = s.across
+    cdef float *down = s.down
     if s.reflect:
         for j in range(s.width):
-            s.across[j] = folded(m0 * j + x0, s.width) + BEFORE
-            s.down[j] = folded(m3 * j + y0, s.height) + BEFORE
+            across[j] = folded(m0 * j + x0, s.width) + BEFORE
+            down[j] = folded(m3 * j + y0, s.height) + BEFORE
     else:   # farther out is as black as just beyond the edge
         for j in range(s.width):
             x, y = m0 * j + x0, m3 * j + y0
             x = left if x < left else x
             y = top if y < top else y
-            s.across[j] = (right if x > right else x) + BEFORE
-            s.down[j] = (bottom if y > bottom else y) + BEFORE
-    for j in range(s.width):
-        column, row = <int> s.across[j], <int> s.down[j]
-        s.across[j] -= column
-        s.down[j] -= row
-        s.places[j] = row * stride + column
+            across[j] = (right if x > right else x) + BEFORE
+            down[j] = (bottom if y > bottom else y) + BEFORE
 
 
 cdef void erase(const Source *s, const int32_t *box, float *out) noexcept nogil:

@@ -15,7 +15,7 @@ cdef extern from "train_conv.h" nogil:
         int32_t c, h, w, o, oh, ow, kh, kw, sh, sw, pt, pl, dh, dw, groups, planar, bias
         cs_train_layout x, y, dx, dy
         int32_t forward_way, data_way, weight_way
-        int32_t want_x, want_dy, batch, filter_parts, by_filters
+        int32_t want_x, want_dy, batch, filter_parts, forward_parts, data_parts, weight_parts
         int64_t forward_floats, backward_floats, partial_floats, scratch_floats, sums_doubles
         int32_t block, planes, blocks
 
@@ -34,3 +34,10 @@ cdef extern from "train_conv.h" nogil:
                                        float *scratch)
     void cs_train_conv_reduce(const cs_train_conv *l, const float *partials, int count,
                               float *dweights, float *dbias, int part, int parts)
+    void cs_train_conv_forward_part(const cs_train_conv *l, int n, int part, const float *x,
+                                    const float *weights, const float *bias,
+                                    const cs_activation *activation, float *y, float *scratch)
+    void cs_train_conv_data_part(const cs_train_conv *l, int n, int part, const float *dy,
+                                 const float *weights, float *dx, int add, float *scratch)
+    void cs_train_conv_weight_part(const cs_train_conv *l, int n, int part, const float *x,
+                                   const float *dy, float *dweights, float *dbias, float *scratch)

@@ -6,49 +6,10 @@ import numpy.typing as npt
 
 from convserve.kernels._activation import Activation
 from convserve.kernels._arguments import Float32Array, Window
+from convserve.kernels._train_layers import ConvLayer, Layout, NormLayer
 
 DW_ROWS: int
 MAX_LANES: int
-
-Layout = tuple[int, int, int, int]
-
-class ConvLayer:
-    def __init__(
-        self,
-        images: int,
-        shape: tuple[int, int, int],
-        filters: int,
-        window: Window,
-        groups: int,
-        planar: bool,
-        bias: bool,
-        layouts: Sequence[Layout] = ...,
-    ) -> None: ...
-    @property
-    def halos(self) -> tuple[int, int]: ...
-    @property
-    def by_filters(self) -> bool: ...
-    @property
-    def filter_parts(self) -> int: ...
-    @property
-    def batch(self) -> int: ...
-    @property
-    def partial_floats(self) -> int: ...
-    def allocate(self, partials: int = 0, shared: ConvLayer | None = None) -> None: ...
-
-class NormLayer:
-    def __init__(
-        self,
-        weight: Float32Array,
-        bias: Float32Array,
-        running_mean: Float32Array,
-        running_var: Float32Array,
-        dweight: Float32Array,
-        dbias: Float32Array,
-        eps: float,
-        momentum: float,
-        lanes: int,
-    ) -> None: ...
 
 class Trainer:
     kinds: list[str]
@@ -74,10 +35,10 @@ class Trainer:
         self,
         weight: Float32Array,
         bias: Float32Array | None,
-        dweight: Float32Array,
+        dweight: Float32Array | None,
         dbias: Float32Array | None,
     ) -> None: ...
-    def set_conv(self, layer: ConvLayer, by_filters: bool) -> None: ...
+    def set_conv(self, layer: ConvLayer) -> None: ...
     def set_affine(self, inputs: int, outputs: int, packed: Any) -> None: ...
     def affine_buffer(self, inputs: int, outputs: int) -> Any: ...
     def set_norm(self, layer: NormLayer, slope: str) -> None: ...

@@ -4,133 +4,15 @@ walks.
 Addresses come only from tensors that were placed and from arrays that are kept alive here.
 """
 
-from libc.stdint cimport int32_t, int64_t, uint32_t
+from libc.stdint cimport int64_t, uint32_t
 from libc.stdlib cimport free, realloc
 from libc.string cimport memset
 
 from convserve.kernels._activation cimport described
-from convserve.kernels._core cimport (
-    CS_ADD, CS_MUL, CS_SUB, Buffer, cs_activation, cs_kernels, cs_pool, table,
-)
+from convserve.kernels._core cimport CS_ADD, CS_MUL, CS_SUB, Buffer, cs_pool, table
 from convserve.kernels._executor cimport run_on_team
-from convserve.kernels._train_conv cimport (
-    cs_train_conv, cs_train_conv_free, cs_train_conv_init, cs_train_layout,
-)
-
-cdef extern from "plan.h" nogil:
-    ctypedef struct cs_tensor:
-        int32_t channels, height, width, top, bottom, left, right, planar, level
-        int64_t px, row, plane, image, offset
-
-cdef extern from "train_step.h" nogil:
-    enum: CS_MAX_LANES
-    enum: CS_TRAIN_LOAD, CS_TRAIN_CONV, CS_TRAIN_CONV_DX, CS_TRAIN_CONV_DW, CS_TRAIN_AFFINE
-    enum: CS_TRAIN_AFFINE_DX, CS_TRAIN_STATISTICS, CS_TRAIN_NORM, CS_TRAIN_NORM_SUMS
-    enum: CS_TRAIN_NORM_DX, CS_TRAIN_ACTIVATE, CS_TRAIN_ACTIVATE_DX, CS_TRAIN_MAX_POOL
-    enum: CS_TRAIN_MAX_POOL_DX, CS_TRAIN_AVG_POOL, CS_TRAIN_AVG_POOL_DX, CS_TRAIN_GLOBAL_AVG
-    enum: CS_TRAIN_GLOBAL_AVG_DX, CS_TRAIN_GLOBAL_MAX, CS_TRAIN_GLOBAL_MAX_DX
-    enum: CS_TRAIN_ARITHMETIC, CS_TRAIN_SCALE_DX, CS_TRAIN_MULTIPLY_DX, CS_TRAIN_DROPOUT
-    enum: CS_TRAIN_CHANNELS, CS_TRAIN_FLATTEN, CS_TRAIN_FLATTEN_DX, CS_TRAIN_SOFTMAX
-    enum: CS_TRAIN_SOFTMAX_DX, CS_TRAIN_LOSS, CS_TRAIN_CONV_PACK, CS_TRAIN_CONV_REDUCE
-    enum: CS_TRAIN_CONV_DW_PARTS, CS_TRAIN_AFFINE_PACK, CS_TRAIN_AFFINE_DW
-    enum: CS_TRAIN_STATISTICS_DONE, CS_TRAIN_NORM_SUMS_DONE
-    enum: CS_SLOPE_NONE, CS_SLOPE_AT_RESULT, CS_SLOPE_AT_INPUT
-    enum: CS_DW_ROWS
-
-    ctypedef struct cs_train_conv_op:
-        const cs_train_conv *layer
-        float *forward
-        float *backward
-        float *partials
-        int32_t by_filters
-
-    ctypedef struct cs_train_affine_op:
-        int64_t inputs, outputs, packed_row
-        float *packed
-
-    ctypedef struct cs_train_norm:
-        int32_t channels
-        int64_t room
-        float eps, momentum
-        const float *weight
-        const float *bias
-        float *running_mean
-        float *running_var
-        float *dweight
-        float *dbias
-        float *mean
-        float *istd
-        float *scale
-        float *shift
-        float *of_dy
-        float *of_x
-        float *offset
-        float *start
-        double *sums
-        double *squares
-
-    ctypedef struct cs_train_norm_op:
-        cs_train_norm *norm
-        cs_activation activation
-        int32_t slope_at
-
-    ctypedef struct cs_train_pointwise_op:
-        int32_t arithmetic
-        float factor
-
-    ctypedef struct cs_train_dropout_op:
-        float rate
-        int32_t key
-
-    ctypedef struct cs_train_channels_op:
-        int32_t from_ "from", to, count
-
-    ctypedef union cs_train_parameters:
-        cs_train_conv_op conv
-        cs_train_affine_op affine
-        cs_train_norm_op norm
-        cs_pool pool
-        cs_train_pointwise_op pointwise
-        cs_train_dropout_op dropout
-        cs_train_channels_op channels
-
-    ctypedef struct cs_train_op:
-        int32_t kind, x, r, y, dx, dy, dr, add, part, parts
-        cs_activation activation
-        cs_train_parameters as_ "as"
-        const float *weight
-        const float *bias
-        float *dweight
-        float *dbias
-
-    ctypedef struct cs_segment:
-        int32_t first, once, end, parts, group
-
-    ctypedef struct cs_train_plan:
-        const cs_kernels *kernels
-        const cs_tensor *tensors
-        const cs_train_op *ops
-        const cs_segment *segments
-        int32_t segment_count, op_count, lanes, classes
-
-    ctypedef struct cs_train_progress:
-        pass
-
-    ctypedef struct cs_train_batch:
-        int64_t n, scratch, correct
-        const float *x
-        const float *targets
-        const uint32_t (*keys)[2]
-        float *arena
-        float **local
-        cs_train_progress *progress
-        int64_t *spent
-        double loss
-
-    void cs_train_run(const cs_train_plan *plan, cs_train_batch *batch, int threads,
-                      void (*team)(int threads,
-                                   void (*work)(void *argument, int rank, int size) noexcept nogil,
-                                   void *argument) noexcept nogil)
+from convserve.kernels._train_layers cimport ConvLayer, NormLayer, address
+from convserve.kernels._train_step cimport *
 
 MAX_LANES, DW_ROWS = CS_MAX_LANES, CS_DW_ROWS
 cdef int MAX_THREADS = 256
@@ -171,6 +53,8 @@ KINDS = {
     "loss": (CS_TRAIN_LOSS, "x dx"),
     "conv_pack": (CS_TRAIN_CONV_PACK, ""),
     "conv_reduce": (CS_TRAIN_CONV_REDUCE, ""),
+    "conv_parts": (CS_TRAIN_CONV_PARTS, "x y"),
+    "conv_dx_parts": (CS_TRAIN_CONV_DX_PARTS, "dy dx"),
     "conv_dw_parts": (CS_TRAIN_CONV_DW_PARTS, "x dy"),
     "affine_pack": (CS_TRAIN_AFFINE_PACK, ""),
     "affine_dw": (CS_TRAIN_AFFINE_DW, "x dy"),
@@ -179,109 +63,6 @@ KINDS = {
 }
 ARITHMETIC = {"add": CS_ADD, "sub": CS_SUB, "mul": CS_MUL}
 SLOPES = {"none": CS_SLOPE_NONE, "result": CS_SLOPE_AT_RESULT, "input": CS_SLOPE_AT_INPUT}
-
-
-cdef float *address(float[::1] values, list kept) except NULL:
-    kept.append(values)
-    return &values[0]
-
-
-cdef class ConvLayer:
-    """One convolution: its kernels, packed weights and partial sums (csrc/train_conv.h).
-
-    shape: (C, H, W) of the input; window: of the filter over it; layouts: of x, y, dx and dy, each
-    (image, plane, row, halo), to be given once the tensors have their halos.
-    """
-
-    cdef cs_train_conv layer
-    cdef Buffer forward, backward, partials
-
-    def __init__(self, int images, shape, int filters, window, int groups, bint planar,
-                 bint bias, layouts=((0, 0, 0, 0),) * 4):
-        cdef cs_train_conv *conv = &self.layer
-        cs_train_conv_free(conv)
-        memset(conv, 0, sizeof(cs_train_conv))
-        conv.kernels, conv.images, conv.groups, conv.planar = table(), images, groups, planar
-        conv.bias = bias
-        conv.c, conv.h, conv.w = shape
-        conv.o, conv.oh, conv.ow = filters, window.oh, window.ow
-        conv.kh, conv.kw, conv.sh, conv.sw = window.kh, window.kw, window.sh, window.sw
-        conv.pt, conv.pl, conv.dh, conv.dw = window.pt, window.pl, window.dh, window.dw
-        x, y, dx, dy = layouts
-        conv.x = cs_train_layout(x[0], x[1], x[2], x[3])
-        conv.y = cs_train_layout(y[0], y[1], y[2], y[3])
-        conv.dx = cs_train_layout(dx[0], dx[1], dx[2], dx[3])
-        conv.dy = cs_train_layout(dy[0], dy[1], dy[2], dy[3])
-        if cs_train_conv_init(conv):
-            raise MemoryError("no memory for a convolution's kernels")
-
-    def __dealloc__(self):
-        cs_train_conv_free(&self.layer)
-
-    @property
-    def halos(self):
-        """The halos of x and of dy that spare copies."""
-        return self.layer.want_x, self.layer.want_dy
-
-    @property
-    def by_filters(self):
-        """Whether threads had better share the filters of the weight gradient, not the images."""
-        return self.layer.by_filters != 0
-
-    @property
-    def filter_parts(self):
-        return self.layer.filter_parts
-
-    @property
-    def batch(self):
-        """Images that a call should have at the least."""
-        return self.layer.batch
-
-    @property
-    def partial_floats(self):
-        return self.layer.partial_floats
-
-    def allocate(self, int partials=0, ConvLayer shared=None):
-        """Memory for packed weights and so many partial sums, or one in that of another layer."""
-        self.forward = Buffer(self.layer.forward_floats)
-        self.backward = Buffer(self.layer.backward_floats)
-        if shared is None:
-            self.partials = Buffer(self.layer.partial_floats * partials)
-        elif shared.partials.floats < <size_t>self.layer.partial_floats:
-            raise ValueError("the other layer's partial sums are smaller")
-        else:
-            self.partials = shared.partials
-
-
-cdef class NormLayer:
-    """One batch norm: its parameters, statistics and partial sums."""
-
-    cdef cs_train_norm norm
-    cdef Buffer floats, doubles
-    cdef list kept
-
-    def __init__(self, weight, bias, running_mean, running_var, dweight, dbias, float eps,
-                 float momentum, int lanes):
-        cdef cs_train_norm *n = &self.norm
-        cdef int64_t block = table().block
-        self.kept = []
-        n.channels, n.eps, n.momentum = len(weight), eps, momentum
-        n.room = (n.channels + block - 1) // block * block
-        for values in (weight, bias, running_mean, running_var, dweight, dbias):
-            if len(values) != n.channels:
-                raise ValueError(f"batch norm of {n.channels} channels, got {len(values)} values")
-        n.weight, n.bias = address(weight, self.kept), address(bias, self.kept)
-        n.running_mean = address(running_mean, self.kept)
-        n.running_var = address(running_var, self.kept)
-        n.dweight, n.dbias = address(dweight, self.kept), address(dbias, self.kept)
-        self.floats = Buffer((7 + lanes) * n.room)
-        n.mean = self.floats.data
-        n.istd, n.scale, n.shift = n.mean + n.room, n.mean + 2 * n.room, n.mean + 3 * n.room
-        n.of_dy, n.of_x, n.offset = n.mean + 4 * n.room, n.mean + 5 * n.room, n.mean + 6 * n.room
-        n.start = n.mean + 7 * n.room
-        self.doubles = Buffer(4 * lanes * n.room)
-        n.sums = <double *>self.doubles.data
-        n.squares = n.sums + lanes * n.room
 
 
 cdef class Trainer:
@@ -392,16 +173,17 @@ cdef class Trainer:
     def set_parameters(self, weight, bias, dweight, dbias):
         cdef cs_train_op *op = self._last()
         op.weight = address(weight.reshape(-1), self.kept)
-        op.dweight = address(dweight.reshape(-1), self.kept)
         if bias is not None:
-            op.bias, op.dbias = address(bias, self.kept), address(dbias, self.kept)
+            op.bias = address(bias, self.kept)
+        if dweight is not None:
+            op.dweight = address(dweight.reshape(-1), self.kept)
+        if dbias is not None:
+            op.dbias = address(dbias, self.kept)
 
-    def set_conv(self, ConvLayer layer, bint by_filters):
-        cdef cs_train_op *op = self._last()
-        if layer.partials is None:
-            raise ValueError("the layer has no memory yet")
-        op.as_.conv = cs_train_conv_op(&layer.layer, layer.forward.data, layer.backward.data,
-                                       layer.partials.data, by_filters)
+    def set_conv(self, ConvLayer layer):
+        self._last().as_.conv = cs_train_conv_op(
+            &layer.layer, data_of(layer.forward), data_of(layer.backward), data_of(layer.partials),
+        )
         self.kept.append(layer)
         self.scratch_floats = max(self.scratch_floats, layer.layer.scratch_floats)
 
@@ -535,3 +317,7 @@ cdef void *grown(void *memory, int64_t count, size_t size) except NULL:
         raise MemoryError("no memory for a training step")
     memset(<char *>more + count * size, 0, size)
     return more
+
+
+cdef float *data_of(Buffer buffer) noexcept:
+    return NULL if buffer is None else buffer.data

@@ -54,12 +54,14 @@ class CacheFile:
     paths: Sequence[str]
     wanted: Preprocessing
     skip_bad_files: bool = False
+    one_size: bool = False  # images of another size than `wanted` are an error
 
     def load(self) -> tuple[Pixels, Outcome]:
         """The images that can be read, uint8 [N, C, H, W], C 1 if all are grey; and the others.
 
         Decodes them if the file is not there yet. Images with faults have no row. Raises
-        DatasetError if the folder can't be written to, or the disk is full.
+        DatasetError for images of another size than they must have, or if the folder can't be
+        written to, or the disk is full.
         """
         prefix, state = self._keys()
         path = self.directory / f"{prefix}-{state}.npy"
@@ -85,7 +87,9 @@ class CacheFile:
         """Of the folder and recipe, and of the state of the files; for names."""
         from PIL import __version__
 
-        recipe = [FORMAT, os.fspath(self.root.resolve()), self.wanted.to_dict()]
+        recipe: list[Any] = [FORMAT, os.fspath(self.root.resolve()), self.wanted.to_dict()]
+        if self.one_size:
+            recipe.append("of one size")
         state = hashlib.sha256(f"Pillow {__version__}\n".encode())
         for path in self.paths:
             try:
@@ -108,7 +112,7 @@ class CacheFile:
             shape = (count, told["channels"], self.wanted.height, self.wanted.width)
             if pixels.dtype != np.uint8 or pixels.shape != shape:
                 return None
-            return pixels, Outcome(faults, told["channels"] == 1)
+            return pixels, Outcome(faults, told["channels"] == 1, [])
         except FileNotFoundError:
             return None
         except (ValueError, KeyError, TypeError, AttributeError, EOFError):
@@ -120,7 +124,7 @@ class CacheFile:
             offset = _write_header(file, shape)
             _take_room(file, offset + prod(shape))
             pixels = np.memmap(temporary, np.uint8, "r+", offset, shape)
-            outcome = decode(self.paths, self.wanted, pixels)
+            outcome = decode(self.paths, self.wanted, pixels, self.one_size)
             check_faults(outcome, len(pixels), self.skip_bad_files)
             channels = 1 if outcome.grey else 3
             kept = [row for row in range(len(pixels)) if row not in outcome.faults]

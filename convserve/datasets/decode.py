@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convserve.errors import DatasetError, ImageError
-from convserve.images import to_pixels
+from convserve.images import image_size, to_pixels
 from convserve.kernels._cores import usable_cores
 from convserve.preprocessing import Preprocessing
 
@@ -36,22 +36,34 @@ WORKERS_FROM = 4096  # files: starting a worker takes as long as decoding a thou
 
 
 class Outcome(NamedTuple):
-    """Of decoding: which rows could not be read and why, and whether all others are grey."""
+    """Of decoding: which rows could not be read and why, whether all others are grey, and which
+    files have another size than they should (only if that was asked for)."""
 
     faults: dict[int, str]
     grey: bool
+    odd: list[str]
 
 
 def check_faults(outcome: Outcome, images: int, skip: bool) -> str:
-    """What is to be said of files that can't be read; DatasetError unless they may be skipped."""
+    """What is to be said of files that can't be read; DatasetError unless they may be skipped, and
+    for files of another size."""
+    if outcome.odd:
+        raise DatasetError(
+            f"{len(outcome.odd)} of {images} images have another size than the first: "
+            f"{_listed(outcome.odd)} (--image-size brings all images to one, --resize-shorter too)"
+        )
     if not outcome.faults:
         return ""
     faults = list(outcome.faults.values())
-    more = f"; and {len(faults) - LISTED} more" if len(faults) > LISTED else ""
-    said = f"{len(faults)} of {images} images can't be read: {'; '.join(faults[:LISTED])}{more}"
+    said = f"{len(faults)} of {images} images can't be read: {_listed(faults)}"
     if not skip or len(faults) == images:
         raise DatasetError(said)
     return f"skipped: {said}"
+
+
+def _listed(told: list[str]) -> str:
+    more = f"; and {len(told) - LISTED} more" if len(told) > LISTED else ""
+    return "; ".join(told[:LISTED]) + more
 
 
 class _Task(NamedTuple):
@@ -59,11 +71,13 @@ class _Task(NamedTuple):
     paths: Sequence[str]
 
 
-def decode(paths: Sequence[str], wanted: Preprocessing, pixels: NDArray[np.uint8]) -> Outcome:
+def decode(
+    paths: Sequence[str], wanted: Preprocessing, pixels: NDArray[np.uint8], one_size: bool = False
+) -> Outcome:
     """Fill pixels, uint8 [len(paths), 3, height, width], with the files in their order.
 
-    A memory-mapped `pixels` is filled by worker processes if there are many files. Raises
-    DatasetError if a worker dies.
+    one_size: list the images that do not have that size already as odd. A memory-mapped `pixels` is
+    filled by worker processes if there are many files. Raises DatasetError if a worker dies.
     """
     tasks = [
         _Task(start, paths[start : start + FILES_PER_TASK])
@@ -71,39 +85,55 @@ def decode(paths: Sequence[str], wanted: Preprocessing, pixels: NDArray[np.uint8
     ]
     cores = usable_cores()
     if isinstance(pixels, np.memmap) and len(paths) >= WORKERS_FROM:
-        outcomes = _by_workers(tasks, wanted, pixels, cores)
+        outcomes = _by_workers(tasks, wanted, pixels, one_size, cores)
     else:
         with ThreadPoolExecutor(cores, thread_name_prefix="decode") as pool:
-            outcomes = list(pool.map(lambda task: decode_task(task, wanted, pixels), tasks))
+            outcomes = list(
+                pool.map(lambda task: decode_task(task, wanted, pixels, one_size), tasks)
+            )
     faults = {row: fault for outcome in outcomes for row, fault in outcome.faults.items()}
-    return Outcome(dict(sorted(faults.items())), all(outcome.grey for outcome in outcomes))
+    odd = sorted(told for outcome in outcomes for told in outcome.odd)
+    return Outcome(dict(sorted(faults.items())), all(outcome.grey for outcome in outcomes), odd)
 
 
 def decode_task(
-    task: tuple[int, Sequence[str]], wanted: Preprocessing, pixels: NDArray[np.uint8]
+    task: tuple[int, Sequence[str]],
+    wanted: Preprocessing,
+    pixels: NDArray[np.uint8],
+    one_size: bool,
 ) -> Outcome:
     """Decode (first row, paths) into its rows; those that can't be read are left as they are."""
     start, paths = task
-    faults, grey = {}, True
+    faults, grey, odd = {}, True, []
     for row, path in enumerate(paths, start):
         try:
+            if one_size:
+                height, width = image_size(path, exif=wanted.exif)
+                if (height, width) != (wanted.height, wanted.width):
+                    odd.append(f"{path}: {height}×{width}, not {wanted.height}×{wanted.width}")
+                    continue
             image = to_pixels(path, wanted)
         except ImageError as error:
             faults[row] = str(error)
             continue
         pixels[row] = image
         grey = grey and bool((image == image[:1]).all())
-    return Outcome(faults, grey)
+    return Outcome(faults, grey, odd)
 
 
 def _by_workers(
-    tasks: Sequence[_Task], wanted: Preprocessing, pixels: np.memmap, count: int
+    tasks: Sequence[_Task],
+    wanted: Preprocessing,
+    pixels: np.memmap,
+    one_size: bool,
+    count: int,
 ) -> list[Outcome]:
     told = {
         "file": str(pixels.filename),
         "offset": pixels.offset,
         "shape": pixels.shape,
         "preprocessing": wanted.to_dict(),
+        "one_size": one_size,
     }
     queue, lock = iter(tasks), threading.Lock()
     with ThreadPoolExecutor(count, thread_name_prefix="decode") as pool:
@@ -129,8 +159,9 @@ def _drive(told: str, queue: Iterator[_Task], lock: threading.Lock) -> list[Outc
         try:
             reply = _ask(worker.stdin, worker.stdout, told, json.dumps(task))
             while reply:
-                faults, grey = json.loads(reply)
-                outcomes.append(Outcome({int(row): fault for row, fault in faults.items()}, grey))
+                faults, grey, odd = json.loads(reply)
+                faults = {int(row): fault for row, fault in faults.items()}
+                outcomes.append(Outcome(faults, grey, odd))
                 task = take()
                 if task is None:
                     return outcomes

@@ -1,7 +1,7 @@
 """A process that decodes images into a memory-mapped file: `decode` starts and feeds it.
 
 Standard input: a line of JSON that describes the file, then a line for each task, [row, paths].
-Standard output: a line for each task, [{row: fault}, grey]. It ends with its input.
+Standard output: a line for each task, [{row: fault}, grey, odd]. It ends with its input.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ def main() -> None:
     wanted = Preprocessing.from_dict(told["preprocessing"])
     for line in sys.stdin:
         start, paths = json.loads(line)
-        print(json.dumps(decode_task((start, paths), wanted, pixels)), flush=True)
+        outcome = decode_task((start, paths), wanted, pixels, told["one_size"])
+        print(json.dumps(outcome), flush=True)
 
 
 if __name__ == "__main__":

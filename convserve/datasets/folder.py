@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,9 @@ import numpy as np
 from convserve.datasets.base import Dataset, Labels, Pixels, Split, as_text, build
 from convserve.datasets.cache import CacheFile, default_cache
 from convserve.datasets.decode import LISTED, Outcome, check_faults, decode
-from convserve.errors import DatasetError
+from convserve.errors import DatasetError, ImageError
 from convserve.images import EXTENSIONS
+from convserve.images import image_size as size_of
 from convserve.model_file import Preprocessing
 
 __all__ = ["load_folder"]
@@ -29,7 +31,6 @@ __all__ = ["load_folder"]
 MEMORY_SHARE = 0.6  # of the machine's memory that decoded images may take without a cache
 CACHE_FROM = 64 << 20  # bytes of decoded images from which they are kept in the user's cache
 SUFFIXES = tuple(sorted(EXTENSIONS))
-SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap height and width
 
 
 @dataclass(frozen=True)
@@ -53,16 +54,19 @@ def load_folder(
     cache: str | os.PathLike[str] | bool | None = None,
     skip_bad_files: bool = False,
 ) -> Dataset:
-    """The images of a folder, all resized to `image_size` (height, width), or the first one's size.
+    """The images of a folder, all resized to `image_size` (height, width).
 
-    recipe: `resize`, `interpolation` and `exif` as `Preprocessing` has them; the model keeps them.
+    Without one they must be of one size, unless the recipe has `resize`: then what that leaves is
+    cropped to the first one's size. recipe: `resize`, `interpolation` and `exif` as
+    `Preprocessing` has them; the model keeps them.
     cache: the folder of a file with the decoded images, which the next run finds again; True for
     the user's own cache folder, False to keep them in memory, None for the cache folder if they
     take more than 64 MiB. skip_bad_files: leave out what can't be read.
 
     The data set is grey if every pixel of every image is, else RGB. Raises DatasetError for a
-    missing folder, an empty class, classes that differ between train and test, files that can't
-    be read (it lists them), images that would not fit in memory, or a cache that can't be written.
+    missing folder, images of other sizes, an empty class, classes that differ between train and
+    test, files that can't be read (it lists them), images that would not fit in memory, or a cache
+    that can't be written.
     """
     if not folder.is_dir():
         raise DatasetError(f"{folder}: no such folder")
@@ -78,15 +82,17 @@ def load_folder(
             f"only one of them has {', '.join(odd[:LISTED])}"
         )
     paths = [path for part in parts for path in part.paths]
-    height, width = image_size or _first_size(paths)
-    wanted = Preprocessing(height, width, "rgb", (0.0,) * 3, (1.0,) * 3, **(recipe or {}))
+    recipe = recipe or {}
+    one_size = image_size is None and recipe.get("resize") is None
+    height, width = image_size or _first_size(paths, exif=recipe.get("exif", True))
+    wanted = Preprocessing(height, width, "rgb", (0.0,) * 3, (1.0,) * 3, **recipe)
     if cache is None:
         cache = _bytes(paths, wanted) > CACHE_FROM
     if cache is False:
-        pixels, outcome = _in_memory(paths, wanted, skip_bad_files)
+        pixels, outcome = _in_memory(paths, wanted, skip_bad_files, one_size)
     else:
         place = default_cache() if cache is True else Path(cache).expanduser()
-        pixels, outcome = CacheFile(place, folder, paths, wanted, skip_bad_files).load()
+        pixels, outcome = CacheFile(place, folder, paths, wanted, skip_bad_files, one_size).load()
     skipped = check_faults(outcome, len(paths), skip_bad_files)
     bad, count = np.array(list(outcome.faults), np.int64), len(parts[0].paths)
     y = np.delete(np.concatenate([part.y for part in parts]), bad)
@@ -94,10 +100,8 @@ def load_folder(
     count -= int((bad < count).sum())
     train = Split(pixels[:count], y[:count], files[:count])
     test = Split(pixels[count:], y[count:], files[count:]) if two_levels else None
-    origin = (
-        "as asked for" if image_size else "the size of the first; set an image size for another"
-    )
-    notes = [f"every image is brought to {height}×{width} pixels ({origin})"]
+    brought = "has" if one_size else "is brought to"
+    notes = [f"every image {brought} {height}×{width} pixels"]
     if isinstance(pixels, np.memmap):
         notes.append(f"decoded images: {pixels.filename} ({pixels.nbytes / 1e6:,.1f} MB)")
     if skipped:
@@ -136,18 +140,11 @@ def _scan(folder: Path) -> _Files:
     return _Files(paths, np.array(y, np.int64), tuple(map(as_text, classes)), ignored)
 
 
-def _first_size(paths: Sequence[str]) -> tuple[int, int]:
-    """(height, width) of the first image, upright; unreadable ones are listed by the decoding."""
-    from PIL import Image
-
+def _first_size(paths: Sequence[str], exif: bool) -> tuple[int, int]:
+    """(height, width) of the first image; unreadable ones are listed by the decoding."""
     for path in paths:
-        try:
-            with Image.open(path) as image:
-                width, height = image.size
-                sideways = image.getexif().get(0x0112) in SIDEWAYS
-        except Exception:  # Pillow raises nearly anything for damaged files
-            continue
-        return (width, height) if sideways else (height, width)
+        with suppress(ImageError):
+            return size_of(path, exif=exif)
     raise DatasetError(f"{paths[0]}: can't be read as an image, nor can any other image file")
 
 
@@ -157,7 +154,7 @@ def _bytes(paths: Sequence[str], wanted: Preprocessing) -> int:
 
 
 def _in_memory(
-    paths: Sequence[str], wanted: Preprocessing, skip_bad_files: bool
+    paths: Sequence[str], wanted: Preprocessing, skip_bad_files: bool, one_size: bool
 ) -> tuple[Pixels, Outcome]:
     """The images that can be read, uint8 [N, C, H, W], C 1 if all are grey; and the others."""
     size = _bytes(paths, wanted)
@@ -168,7 +165,7 @@ def _in_memory(
             f"GB of {memory / 1e9:.1f} GB memory: choose a smaller image size, or --cache DIR"
         )
     pixels = np.empty((len(paths), 3, wanted.height, wanted.width), np.uint8)
-    outcome = decode(paths, wanted, pixels)
+    outcome = decode(paths, wanted, pixels, one_size)
     check_faults(outcome, len(paths), skip_bad_files)
     if outcome.faults:
         pixels = np.delete(pixels, list(outcome.faults), axis=0)

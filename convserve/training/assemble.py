@@ -4,6 +4,9 @@ Operations of images follow each other in a segment until one needs something of
 A tensor that only one segment touches holds the images of a group and lies in each thread's own
 memory, so a network without batch norm goes forward and back through the caches, a few images at a
 time; the others hold the batch and share one arena by their lifetimes.
+
+Convolutions whose weights are large beside their images are segments of their own, in which threads
+share the filters of the whole batch.
 """
 
 from __future__ import annotations
@@ -12,9 +15,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
+
 from convserve.graph import layers
 from convserve.graph.layers import Shape
-from convserve.kernels._trainer import DW_ROWS, MAX_LANES, ConvLayer, NormLayer, Trainer
+from convserve.kernels._train_layers import ConvLayer, NormLayer
+from convserve.kernels._trainer import DW_ROWS, MAX_LANES, Trainer
 from convserve.plan.memory import Extent, place
 from convserve.training.step import Array
 from convserve.training.tape import Op, Tape
@@ -55,7 +61,7 @@ def assemble(
 ) -> Trainer:
     """The trainer of a tape, for batches of up to `batch` images.
 
-    params: all of the network's, grads: those of the trainable ones; live float32 arrays.
+    params: all of the network's, grads: those of the layers that learn; live float32 arrays.
     """
     return _Assembly(tape, batch, classes, input_shape, params, grads).trainer
 
@@ -73,9 +79,10 @@ class _Assembly:
         self.tape, self.batch = tape, batch
         self.params, self.grads = params, grads
         self.convs: dict[str, ConvLayer] = {}
+        self.layers: dict[str, Mapping[str, Any]] = {}  # what the tape says of each of them
         self.norms: dict[str, NormLayer] = {}
         self.packed: dict[str, Any] = {}
-        self.by_filters: set[str] = set()
+        self.by_filters: dict[str, dict[str, int]] = {}  # by layer: operations, and their parts
         self.wishes()
         self.segments = self.split()
         self.recompute()
@@ -91,14 +98,29 @@ class _Assembly:
         """What the convolutions' kernels would like: halos, and how to share their gradients."""
         for op in self.tape.ops:
             if op.kind == "conv":
-                layer = op.info["layer"]
+                layer = self.layers[_name(op)] = op.info["layer"]
                 conv = self.convs[_name(op)] = self.conv_layer(layer)
                 for number, halo in zip((layer["x"], layer["dy"]), conv.halos, strict=True):
-                    tensor = self.tape.tensors[number]
-                    if not tensor.planar:
+                    if number is not None and not self.tape.tensors[number].planar:
+                        tensor = self.tape.tensors[number]
                         tensor.halo = max(tensor.halo, halo)
-                if conv.by_filters:
-                    self.by_filters.add(_name(op))
+
+        for name, conv in self.convs.items():
+            self.by_filters[name] = self.parts_of(conv, self.layers[name])
+
+    def parts_of(self, conv: ConvLayer, layer: Mapping[str, Any]) -> dict[str, int]:
+        """The operations that go by filters, and into how many parts; a halo needs whole images."""
+        forward, data, weight = conv.parts
+        whole = [
+            tensor is None or self.tape.tensors[tensor].halo > 0
+            for tensor in (layer["y"], layer["dx"])
+        ]
+        parts = {
+            "conv": 0 if whole[0] else forward,
+            "conv_dx": 0 if whole[1] else data,
+            "conv_dw": weight,
+        }
+        return {kind: count for kind, count in parts.items() if count}
 
     def conv_layer(self, layer: Mapping[str, Any], **layouts: Any) -> ConvLayer:
         op, x = layer["node"].op, self.tape.tensors[layer["x"]]
@@ -119,35 +141,43 @@ class _Assembly:
 
         A function of the network only, since the results depend on it.
         """
-        partial = sum(c.partial_floats for n, c in self.convs.items() if n not in self.by_filters)
+        partial = sum(
+            conv.partial_floats
+            for name, conv in self.convs.items()
+            if "conv_dw" not in self.by_filters[name]
+        )
         return max(2, min(MAX_LANES, PARTIAL_FLOATS // max(partial, 1)))
 
     # -- segments ---------------------------------------------------------------------------------
 
     def split(self) -> list[_Segment]:
         head, tail, body = _Segment(parts=True), _Segment(parts=True), [_Segment()]
-        large: list[_Segment] = []
         for op in self.tape.ops:
-            if op.kind in ("conv", "affine"):
+            mine = self.by_filters.get(_name(op), {}) if op.kind.startswith("conv") else {}
+            if op.kind == "affine" or (op.kind == "conv" and any(self.packs(_name(op)))):
                 head.ops.append(Op(f"{op.kind}_pack", {}, op.node, info=op.info))
             if op.kind == "affine_dw":
                 tail.ops.append(op)
-            elif op.kind == "conv_dw" and _name(op) in self.by_filters:
-                # One after the other, since they share the memory of the largest.
-                for part in (
-                    Op("conv_dw_parts", op.tensors, op.node),
-                    Op("conv_reduce", {}, op.node),
-                ):
-                    large.append(_Segment([part], parts=True))
+            elif op.kind == "conv_dw" and mine.keys() == {"conv_dw"}:
+                tail.ops.append(replace(op, kind="conv_dw_parts"))
+            elif op.kind in mine:
+                if op.kind != "conv_dx" or not body[-1].parts:  # both gradients share a segment
+                    body.append(_Segment(parts=True))
+                body[-1].ops.append(replace(op, kind=f"{op.kind}_parts"))
             elif op.kind in ONCE:
                 body[-1].once.append(op)
             else:
-                if body[-1].once:
+                if body[-1].once or body[-1].parts:
                     body.append(_Segment())
                 body[-1].ops.append(op)
                 if op.kind == "conv_dw":
                     tail.ops.append(Op("conv_reduce", {}, op.node, info=op.info))
-        return [s for s in (head, *body, tail, *large) if s.ops]
+        return [s for s in (head, *body, tail) if s.ops]
+
+    def packs(self, name: str) -> tuple[bool, bool]:
+        """Whether the weights are packed once a step, for either direction."""
+        layer, parts = self.layers[name], self.by_filters[name]
+        return "conv" not in parts, "conv_dx" not in parts and layer["dx"] is not None
 
     def recompute(self) -> None:
         """Computes batch norm's output again where only one segment of the backward pass needs it.
@@ -231,13 +261,10 @@ class _Assembly:
                 for role in ("x", "y", "dx", "dy")
             ]
             self.convs[name] = self.conv_layer(layer, layouts=tuple(layouts))
-        largest: ConvLayer | None = None
-        for name, conv in sorted(self.convs.items(), key=lambda item: -item[1].partial_floats):
-            if name in self.by_filters:
-                conv.allocate(1, largest)
-                largest = largest or conv
-            else:
-                conv.allocate(self.lanes)
+        for name, conv in self.convs.items():
+            by_images = f"{name}.weight" in self.grads and "conv_dw" not in self.by_filters[name]
+            partials = self.lanes if by_images else 0
+            conv.allocate(*self.packs(name), partials)
         count = 0
         for segment in self.segments:
             parts = []
@@ -257,8 +284,8 @@ class _Assembly:
             return -(-len(weights) // self.trainer.block)
         if op.kind == "affine_dw":
             return -(-len(weights) // DW_ROWS)
-        if op.kind == "conv_dw_parts":
-            return self.convs[_name(op)].filter_parts
+        if op.kind.endswith("_parts"):
+            return self.by_filters[_name(op)][op.kind.removesuffix("_parts")]
         return max(1, min(MAX_LANES, weights.size // PART_FLOATS))
 
     def weight(self, op: Op) -> Array:
@@ -272,10 +299,13 @@ class _Assembly:
             name = _name(op)
             weight, bias = f"{name}.weight", f"{name}.bias"
             trainer.set_parameters(
-                self.params[weight], self.params.get(bias), self.grads[weight], self.grads.get(bias)
+                self.params[weight],
+                self.params.get(bias),
+                self.grads.get(weight),
+                self.grads.get(bias),
             )
             if kind.startswith("conv"):
-                trainer.set_conv(self.convs[name], name in self.by_filters)
+                trainer.set_conv(self.convs[name])
             else:
                 outputs, inputs = self.weight(op).shape
                 if name not in self.packed:
@@ -292,10 +322,11 @@ class _Assembly:
             assert op.node is not None
             assert isinstance(op.node.op, layers.BatchNorm)
             own = {local: self.params[f"{name}.{local}"] for local in _NORM_ARRAYS}
+            unused = np.empty_like(own["weight"])  # by a layer that doesn't learn
             self.norms[name] = NormLayer(
                 **own,
-                dweight=self.grads[f"{name}.weight"],
-                dbias=self.grads[f"{name}.bias"],
+                dweight=self.grads.get(f"{name}.weight", unused),
+                dbias=self.grads.get(f"{name}.bias", unused),
                 eps=op.node.op.eps,
                 momentum=op.node.op.momentum,
                 lanes=self.lanes,

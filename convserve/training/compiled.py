@@ -35,8 +35,9 @@ class CompiledStep(OwnedState):
     """A `TrainStep` for graphs whose trained layers it all knows (`supports`).
 
     params: float32 arrays by "<layer>.<param>"; copied. Memory is made for the largest batch so far
-    and used again. Raises ShapeError if the graph has several outputs, one that is not a row of
-    scores, or a layer that it does not know.
+    and used again. Layers that the optimiser does not update get no gradients. Raises ShapeError if
+    the graph has several outputs, one that is not a row of scores, or a layer that it does not
+    know.
     """
 
     def __init__(
@@ -55,11 +56,18 @@ class CompiledStep(OwnedState):
         specs = graph.parameter_specs()
         names = network.trainable(specs)
         self.flat_params, trainable = _flat({name: params[name] for name in names})
-        self.flat_grads, self._grads = _flat({name: np.zeros_like(params[name]) for name in names})
         owned = {
             name: trainable[name] if name in trainable else params[name].copy() for name in specs
         }
         super().__init__(owned, trainable, optimiser, seed)
+        self._learning = {name.rpartition(".")[0] for name in optimiser.learning}
+        self.flat_grads, self._grads = _flat(
+            {
+                name: np.zeros_like(params[name])
+                for name in names
+                if name.rpartition(".")[0] in self._learning
+            }
+        )
         self._trainer: Trainer | None = None
         self._batch = self._dropouts = 0
 
@@ -74,7 +82,7 @@ class CompiledStep(OwnedState):
         return result
 
     def gradients(self, x: Array, targets: Array) -> tuple[StepResult, dict[str, Array]]:
-        """Loss, correct count, and the gradient by every trainable parameter; no update.
+        """Loss, correct count, and the gradient by every parameter of layers that learn; no update.
 
         Batch norm's running statistics move.
         """
@@ -90,7 +98,8 @@ class CompiledStep(OwnedState):
         return StepResult(*self._trainer.run(x, targets, keys, kernels.num_threads()))
 
     def _build(self, batch: int) -> Trainer:
-        tape = make_tape(self._graph, self._network.trained, self._network.logits)
+        network = self._network
+        tape = make_tape(self._graph, network.trained, network.logits, self._learning)
         self._batch, self._dropouts = batch, tape.dropouts
         (classes,) = self._graph.shape(self._network.logits)
         return assemble(tape, batch, classes, self._graph.input_shape, self._params, self._grads)

@@ -27,6 +27,7 @@ class Optimiser(Protocol):
     """What a step needs of an optimiser."""
 
     steps: int  # updates so far
+    learning: frozenset[str]  # the parameters that it updates, once it is prepared
 
     def prepare(self, params: Mapping[str, Array]) -> None:
         """Make the state for these parameters, all zeros. They are the arrays that are updated."""
@@ -35,8 +36,9 @@ class Optimiser(Protocol):
     def update(self, params: Mapping[str, Array], grads: Mapping[str, Array], lr: float) -> None:
         """One update in place of every parameter that learns. `params` as `prepare` had it.
 
-        grads: by the names of the parameters. The same mapping object stands for the same arrays:
-        a step that writes its gradients into arrays of its own passes one mapping each time.
+        grads: by the names of those parameters, at least. The same mapping object stands for the
+        same arrays: a step that writes its gradients into arrays of its own passes one mapping each
+        time.
         """
         ...
 
@@ -68,6 +70,7 @@ class _Fused:
         self.weight_decay, self.decoupled, self.clip = weight_decay, decoupled, clip
         self.groups, self._schedule = tuple(groups), schedule
         self.steps = 0
+        self.learning: frozenset[str] = frozenset()
         self._params: Mapping[str, Array] = {}
         self._grads: Mapping[str, Array] | None = None
 
@@ -80,6 +83,7 @@ class _Fused:
             schedule=self._schedule,
             matrices=self._matrices(params),
         )
+        self.learning = frozenset(settings)
         self._divide(settings)
 
     def update(self, params: Mapping[str, Array], grads: Mapping[str, Array], lr: float) -> None:

@@ -2,16 +2,17 @@
 
     forward    each layer's operations; bounds and slopes join the convolution before them, batch
                norm takes the residual and the activation after it
-    backward   the same in reverse. The gradient of what several layers read is a sum: the first
-               writes it, the others add to it. What only passes through (a residual's branches, a
-               mask) shares memory, as long as nobody else still needs it as it was.
+    backward   the same in reverse, down to the lowest layer that learns. The gradient of what
+               several layers read is a sum: the first writes it, the others add to it. What only
+               passes through (a residual's branches, a mask) shares memory, as long as nobody else
+               still needs it as it was.
 
 Tensors and operations are numbered; where they lie and who runs them is `compiled`'s business.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -58,15 +59,17 @@ class Tape:
 class Maker:
     """The tape as far as it is made, and which gradients are where."""
 
-    def __init__(self, graph: Graph, trained: Mapping[str, Node], logits: str) -> None:
-        self.graph, self.trained, self.logits = graph, trained, logits
+    def __init__(
+        self, graph: Graph, trained: Mapping[str, Node], logits: str, learning: Collection[str]
+    ) -> None:
+        self.graph, self.trained, self.logits, self.learning = graph, trained, logits, learning
         self.tensors: list[Tensor] = [Tensor(as_image(graph.input_shape), planar=True)]
         self.ops: list[Op] = []
         self.values = {graph.input_name: 0}  # tensors by the names of layers
         self.given = {0: 0}  # a planar tensor's blocked copy, once it is needed
         self.dropouts = 0
         self.joined: set[str] = set()  # layers that are part of the one before
-        self.trainable: set[int] = set()  # tensors that depend on parameters
+        self.trainable: set[int] = set()  # tensors that depend on parameters that learn
         self.back: list[tuple[int, Callable[[int], None]]] = []
         self.bounds: dict[int, Activation] = {}  # of tensors whose reader may apply the mask
         self.masked: set[int] = set()  # whose gradient comes with the mask applied
@@ -114,12 +117,15 @@ class Maker:
         node: Node,
         inputs: Sequence[int],
         back: Callable[[int], None],
-        params: bool = False,
+        learns: bool = False,
     ) -> int:
-        """Notes a layer's output, with what turns its gradient into those of the inputs."""
+        """Notes a layer's output, with what turns its gradient into those of the inputs.
+
+        learns: the layer has parameters that do.
+        """
         y = self.tensor(node.shape)
         self.values[node.name] = y
-        if params or any(x in self.trainable for x in inputs):
+        if learns or any(x in self.trainable for x in inputs):
             self.trainable.add(y)
             self.back.append((y, back))
         return y

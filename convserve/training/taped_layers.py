@@ -6,7 +6,7 @@ gradient by its output is, adds those that compute the gradients by its inputs a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from math import prod
 from typing import Any
 
@@ -43,14 +43,16 @@ def _conv(m: Maker, node: Node) -> None:
     def back(dy: int) -> None:
         dy = m.unmask(y, function, dy)
         dx = None
-        m.op("conv_dw", node, x=x, dy=dy, layer=layer)
+        if learns:
+            m.op("conv_dw", node, x=x, dy=dy, layer=layer)
         if x in m.trainable:
             dx, add = m.into(x)
             m.op("conv_dx", node, dy=dy, dx=dx, add=add, layer=layer)
         layer.update(dx=dx, dy=dy)
 
-    y = m.made(end, [x], back, params=True)
-    layer: dict[str, Any] = {"node": node, "x": x, "y": y}
+    learns = node.name in m.learning
+    y = m.made(end, [x], back, learns)
+    layer: dict[str, Any] = {"node": node, "x": x, "y": y, "dx": None, "dy": None}
     m.op("conv", node, x=x, y=y, activation=function, layer=layer)
     if isinstance(end.op, _BOUNDS):
         m.bounds[y] = function
@@ -62,12 +64,14 @@ def _affine(m: Maker, node: Node) -> None:
 
     def back(dy: int) -> None:
         dy = m.unmask(y, function, dy)
-        m.op("affine_dw", node, x=x, dy=dy)
+        if learns:
+            m.op("affine_dw", node, x=x, dy=dy)
         if x in m.trainable:
             dx, add = m.into(x)
             m.op("affine_dx", node, dy=dy, dx=dx, add=add)
 
-    y = m.made(end, [x], back, params=True)
+    learns = node.name in m.learning
+    y = m.made(end, [x], back, learns)
     m.op("affine", node, x=x, y=y, activation=function)
 
 
@@ -110,7 +114,7 @@ def _batch_norm(m: Maker, node: Node) -> None:
                 slope="input" if slope == "input" else "none",
             )  # fmt: skip
 
-    y = m.made(end, [x] if r is None else [x, r], back, params=True)
+    y = m.made(end, [x] if r is None else [x, r], back, node.name in m.learning)
     m.op("statistics", node, x=x)
     m.op("statistics_done", node, x=x)
     roles = {"x": x, "y": y} | ({} if r is None else {"r": r})
@@ -276,9 +280,14 @@ _FORWARD: dict[type[Operator], Callable[[Maker, Node], None]] = {
 TRAINABLE = frozenset(_FORWARD)
 
 
-def make_tape(graph: Graph, trained: Mapping[str, Node], logits: str) -> Tape:
-    """The tape of the layers `trained`, in topological order; their last output is `logits`."""
-    m = Maker(graph, trained, logits)
+def make_tape(
+    graph: Graph, trained: Mapping[str, Node], logits: str, learning: Collection[str]
+) -> Tape:
+    """The tape of the layers `trained`, in topological order; their last output is `logits`.
+
+    learning: those whose parameters get gradients.
+    """
+    m = Maker(graph, trained, logits, learning)
     for node in trained.values():
         if node.name not in m.joined:
             _FORWARD[type(node.op)](m, node)

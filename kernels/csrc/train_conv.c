@@ -215,7 +215,7 @@ static int64_t pack_forms(const cs_train_conv *l, int way, int first, int count)
     if (way == CS_WAY_DEPTHWISE)
         return (int64_t)l->blocks * l->kh * l->kw * l->block;
     if (cs_is_winograd(way))
-        return n * n * cs_coefficient(&l->direct[first], l->block);
+        return n * n * cs_coefficient(l->direct[first].floats, l->block);
     int64_t floats = 0;
     for (int i = first; i < first + count; i++) {
         l->direct[i].weight = floats;
@@ -224,32 +224,52 @@ static int64_t pack_forms(const cs_train_conv *l, int way, int first, int count)
     return floats;
 }
 
-cs_squares cs_train_squares(const cs_train_conv *l) {
+cs_squares cs_train_squares(const cs_train_conv *l, int blocks) {
     const int64_t square = l->block * l->block, b = l->block;
     const int winograd = cs_is_winograd(l->weight_way), n = cs_winograd_m(l->weight_way) + 2;
     cs_squares s = {.taps = winograd ? n * n : l->kh * l->kw};
     if (l->weight_way == CS_WAY_DEPTHWISE) {        /* [block][tap][b] */
         s.tap = b;
         s.block = s.taps * b;
-        s.bias = l->blocks * s.block;
+        s.bias = blocks * s.block;
     } else if (l->planar) {                         /* [block][channel and tap][b] */
         s.tap = b;
         s.plane = s.taps * b;
         s.block = l->planes * s.plane;
-        s.bias = l->blocks * s.block;
+        s.bias = blocks * s.block;
     } else if (winograd) {
         s.plane = square;
         s.block = l->planes * square;
-        s.tap = l->blocks * s.block + b;
+        s.tap = blocks * s.block + b;
         s.bias = s.taps * s.tap;
     } else {
         s.tap = square;
         s.plane = s.taps * square;
         s.block = l->planes * s.plane;
-        s.bias = l->blocks * s.block;
+        s.bias = blocks * s.block;
     }
-    s.floats = s.bias + l->blocks * b;
+    s.floats = s.bias + blocks * b;
     return s;
+}
+
+/* Tiles of the whole batch up to which a layer of large weights goes by filters, and into how many parts.
+ * Each of them transforms all of the images again, which then costs less than the way of the packed
+ * weights through memory. */
+#define FEW_TILES 256
+#define MOST_PARTS 8
+
+static int parts_by_filters(const cs_train_conv *l, int backward) {
+    const int way = backward ? l->data_way : l->forward_way, m = cs_winograd_m(way);
+    const int oh = backward ? l->h : l->oh, ow = backward ? l->w : l->ow;
+    const int64_t tiles = (int64_t)l->images * ((oh + m - 1) / m) * ((ow + m - 1) / m);
+    if (!cs_is_winograd(way) || tiles > FEW_TILES ||
+        (m + 2) * (m + 2) * l->direct[backward].floats < 4 * LARGE_WEIGHTS)
+        return 0;
+    return (int)cs_min(l->direct[backward].conv.tiles, MOST_PARTS);
+}
+
+int64_t cs_train_tile_coefficient(const struct cs_train_direct *d, int block) {
+    return cs_coefficient(d->conv.tiles > 1 ? d->conv.tile[1].weight : d->floats, block);
 }
 
 int cs_train_conv_init(cs_train_conv *l) {
@@ -290,8 +310,7 @@ int cs_train_conv_init(cs_train_conv *l) {
     }
     l->forward_floats = pack_forms(l, l->forward_way, 0, 1);
     l->backward_floats = l->directs > 1 ? pack_forms(l, l->data_way, 1, l->directs - 1) : 0;
-    l->partial_floats = cs_train_squares(l).floats;
-    l->by_filters = l->partial_floats > 4 * LARGE_WEIGHTS && l->blocks >= 4 && l->weight_way != CS_WAY_DEPTHWISE;
+    l->partial_floats = cs_train_squares(l, l->blocks).floats;
     l->filter_parts = l->weight_way == CS_WAY_DEPTHWISE ? l->blocks : (l->blocks + 1) / 2;
     l->sums_doubles = 2 * (int64_t)l->blocks * b;
 
@@ -313,7 +332,15 @@ int cs_train_conv_init(cs_train_conv *l) {
         l->batch = (int)cs_max(l->batch, (cs_min(*counts[i], 56) + tiles - 1) / tiles);
     }
     l->batch = (int)cs_min(l->batch, l->images);
-    l->scratch_floats = (int64_t)2 * wide * b + most;
+    l->forward_parts = parts_by_filters(l, 0);
+    l->data_parts = l->directs > 1 ? parts_by_filters(l, 1) : 0;
+    if (l->partial_floats > 4 * LARGE_WEIGHTS && l->blocks >= 4 && l->weight_way != CS_WAY_DEPTHWISE)
+        l->weight_parts = (int)cs_min((l->blocks + 1) / 2, MOST_PARTS);
+    int64_t own = l->weight_parts ? cs_train_squares(l, 2).floats : 0;
+    for (int backward = 0; backward < 2; backward++)
+        if (backward ? l->data_parts : l->forward_parts)
+            own = cs_max(own, 36 * cs_train_tile_coefficient(&l->direct[backward], b));
+    l->scratch_floats = (int64_t)2 * wide * b + most + own;
     return 0;
 }
 

@@ -14,6 +14,11 @@
  *         cs_train_conv_reduce(&l, partials, count, dweights, dbias, part, parts);
  *     cs_train_conv_free(&l);
  *
+ * A layer whose weights are large beside its images ("by filters") would have them packed, fetched, and
+ * its gradient summed far from the caches. For it there are passes over the whole batch for a part of
+ * the filters (or of the input's channels): they pack that part of the weights, or finish that part of
+ * the gradient, themselves.
+ *
  * All functions are single-threaded; the caller splits by images (forward, data gradient), by images
  * or filters (weight gradient), or by parts (pack, reduce). Results of the forward pass and of the
  * data gradient are the same bits for any split; those of the weight gradient depend on the ranges of
@@ -66,8 +71,7 @@ typedef struct cs_train_conv {
     int32_t want_x, want_dy;            /* the halo that spares copies */
     int32_t batch;                      /* images a call should have, where there are so many */
     int32_t filter_parts;               /* f0, f1 of the weight gradient lie within [0, filter_parts] */
-    int32_t by_filters;                 /* whether threads had better share the filters: dweight is so
-                                           large that adding up partial sums would take long */
+    int32_t forward_parts, data_parts, weight_parts;    /* of a pass that had better go by filters; else 0 */
     int64_t forward_floats, backward_floats;    /* packed weights */
     int64_t partial_floats;             /* one partial sum of the weight gradient, dbias included */
     int64_t scratch_floats;             /* of each thread, for any of the passes */
@@ -110,5 +114,14 @@ void cs_train_conv_weight_gradient(const cs_train_conv *l, int n0, int n1, int f
  * dbias: float[o] or NULL; this call's part of them. */
 void cs_train_conv_reduce(const cs_train_conv *l, const float *partials, int count, float *dweights, float *dbias,
                           int part, int parts);
+
+/* By filters, images [0, n): one of the forward_parts, data_parts or weight_parts; weights, dweights and
+ * dbias as above. Results of the first two are the bits of the passes by images. */
+void cs_train_conv_forward_part(const cs_train_conv *l, int n, int part, const float *x, const float *weights,
+                                const float *bias, const cs_activation *activation, float *y, float *scratch);
+void cs_train_conv_data_part(const cs_train_conv *l, int n, int part, const float *dy, const float *weights,
+                             float *dx, int add, float *scratch);
+void cs_train_conv_weight_part(const cs_train_conv *l, int n, int part, const float *x, const float *dy,
+                               float *dweights, float *dbias, float *scratch);
 
 #endif

@@ -69,21 +69,26 @@ void cs_train_of_images(const cs_train_task *task, const cs_train_op *op) {
 
 void cs_train_of_part(const cs_train_task *task, const cs_train_op *op, int part) {
     const cs_train_conv_op *c = &op->as.conv;
+    const int n = (int)task->batch->n;
     switch (op->kind) {
     case CS_TRAIN_CONV_PACK:
         cs_train_conv_pack(c->layer, op->weight, c->forward, c->backward, part, op->parts);
         break;
     case CS_TRAIN_CONV_REDUCE:
-        cs_train_conv_reduce(c->layer, c->partials, c->by_filters ? 1 : task->lane_count, op->dweight, op->dbias,
-                             part, op->parts);
+        cs_train_conv_reduce(c->layer, c->partials, task->lane_count, op->dweight, op->dbias, part, op->parts);
         break;
-    case CS_TRAIN_CONV_DW_PARTS: {
-        const int all = c->layer->filter_parts;
-        cs_train_conv_weight_gradient(c->layer, 0, (int)task->batch->n, (int)((int64_t)all * part / op->parts),
-                                      (int)((int64_t)all * (part + 1) / op->parts), pixels(task, op->x, 0),
-                                      pixels(task, op->dy, 0), c->partials, 0, task->scratch);
+    case CS_TRAIN_CONV_PARTS:
+        cs_train_conv_forward_part(c->layer, n, part, pixels(task, op->x, 0), op->weight, op->bias, &op->activation,
+                                   pixels(task, op->y, 0), task->scratch);
         break;
-    }
+    case CS_TRAIN_CONV_DX_PARTS:
+        cs_train_conv_data_part(c->layer, n, part, pixels(task, op->dy, 0), op->weight, pixels(task, op->dx, 0),
+                                op->add, task->scratch);
+        break;
+    case CS_TRAIN_CONV_DW_PARTS:
+        cs_train_conv_weight_part(c->layer, n, part, pixels(task, op->x, 0), pixels(task, op->dy, 0), op->dweight,
+                                  op->dbias, task->scratch);
+        break;
     case CS_TRAIN_AFFINE_PACK: cs_train_affine_pack(task, op, part); break;
     default: cs_train_affine_dw(task, op, part);
     }

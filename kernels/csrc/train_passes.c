@@ -75,21 +75,15 @@ static const float *start_of(const struct cs_train_direct *d, int px, const cs_w
     return x + d->top * row + (int64_t)d->left * px;
 }
 
-typedef struct winograd_pass {
-    const cs_kernels *k;
-    cs_winograd tiles;
-    const struct cs_train_direct *products;
-    int slots;
-    int64_t x_image, y_image;
-    const float *weights, *bias, *zeros;    /* zeros: of the products */
-} winograd_pass;
-
-/* Images [n0, n1): chunk by chunk of tiles, all stages of one chunk in the cache. */
-static void winograd(const winograd_pass *p, int n0, int n1, const float *x, float *y, int add, float *scratch) {
+/* Chunk by chunk of tiles, all stages of one chunk in the cache. */
+void cs_train_winograd(const cs_winograd_pass *p, int n0, int n1, const float *x, float *y, int add, float *scratch) {
     const cs_kernels *k = p->k;
     const cs_winograd *w = &p->tiles;
     const int b = k->block, coefficients = (w->m + 2) * (w->m + 2), each = w->rows * w->columns;
     const int64_t total = (int64_t)(n1 - n0) * each, chunks = (total + p->slots - 1) / p->slots;
+    float *packed = scratch;
+    if (p->unpacked)
+        scratch += coefficients * p->coefficient;
     for (int64_t chunk = 0; chunk < chunks; chunk++) {
         const int64_t from = total * chunk / chunks, to = total * (chunk + 1) / chunks;
         const int count = (int)(to - from);
@@ -107,12 +101,17 @@ static void winograd(const winograd_pass *p, int n0, int n1, const float *x, flo
         c.x_plane = c.y_block = (int64_t)count * b;
         c.y_px = b;
         c.activation = no_activation;
-        for (int t = 0; t < c.tiles; t++) {
+        for (int t = p->t0; t < p->t1; t++) {
             const cs_conv_tile *tile = &c.tile[t];
             const int64_t m_step = cs_winograd_step(tile->blocks, count, b);
+            const float *weights = p->weights;
+            if (p->unpacked) {
+                cs_train_pack_winograd(p->unpacked, p->backward, p->weights, packed, p->coefficient, t, t + 1, 0, 1);
+                weights = packed - tile->weight;
+            }
             for (int i = 0; i < coefficients; i++)
-                k->conv(&c, t, 0, 1, scratch + i * v_step, p->weights + i * cs_coefficient(p->products, b),
-                        p->zeros, NULL, m + i * m_step - tile->block * c.y_block);
+                k->conv(&c, t, 0, 1, scratch + i * v_step, weights + i * p->coefficient, p->zeros, NULL,
+                        m + i * m_step - tile->block * c.y_block);
             for (int64_t at = from; at < to;) {
                 const int first = (int)(at % each), now = (int)cs_min(to - at, each - first);
                 float *out = y + (n0 + at / each) * p->y_image;
@@ -122,6 +121,23 @@ static void winograd(const winograd_pass *p, int n0, int n1, const float *x, flo
             }
         }
     }
+}
+
+cs_winograd_pass cs_train_forward_pass(const cs_train_conv *l, const float *packed, const float *bias,
+                                       const cs_activation *activation, const float *zeros) {
+    cs_winograd_pass p = {l->kernels, cs_train_tiles(l, l->forward_way, 0), &l->direct[0], l->forward_slots, l->x.image,
+                          l->y.image, packed, bias, zeros, cs_coefficient(l->direct[0].floats, l->block), 0,
+                          l->direct[0].conv.tiles, NULL, 0};
+    p.tiles.activation = activation ? *activation : no_activation;
+    return p;
+}
+
+cs_winograd_pass cs_train_data_pass(const cs_train_conv *l, const float *packed, const float *zeros) {
+    cs_winograd_pass p = {l->kernels, cs_train_tiles(l, l->data_way, 1), &l->direct[1], l->data_slots, l->dy.image,
+                          l->dx.image, packed, zeros, zeros, cs_coefficient(l->direct[1].floats, l->block), 0,
+                          l->direct[1].conv.tiles, NULL, 1};
+    p.tiles.activation = no_activation;
+    return p;
 }
 
 static cs_depthwise depthwise_of(const cs_train_conv *l) {
@@ -143,10 +159,8 @@ void cs_train_conv_forward(const cs_train_conv *l, int n0, int n1, const float *
     memset(scratch + wide, 0, sizeof(float) * wide);
     float *room = scratch + 2 * wide;
     if (cs_is_winograd(l->forward_way)) {
-        winograd_pass p = {k, cs_train_tiles(l, l->forward_way, 0), &l->direct[0], l->forward_slots, l->x.image,
-                           l->y.image, forward, padded, scratch + wide};
-        p.tiles.activation = *f;
-        winograd(&p, n0, n1, x, y, 0, room);
+        const cs_winograd_pass p = cs_train_forward_pass(l, forward, padded, f, scratch + wide);
+        cs_train_winograd(&p, n0, n1, x, y, 0, room);
     } else {
         for (int n = n0; n < n1; n++) {
             const float *image = x + n * l->x.image;
@@ -206,10 +220,8 @@ void cs_train_conv_data_gradient(const cs_train_conv *l, int n0, int n1, const f
     float *room = scratch + 2 * wide;
     memset(scratch, 0, sizeof(float) * 2 * wide);
     if (cs_is_winograd(l->data_way)) {
-        winograd_pass p = {k, cs_train_tiles(l, l->data_way, 1), &l->direct[1], l->data_slots, l->dy.image,
-                           l->dx.image, backward, scratch, scratch + wide};
-        p.tiles.activation = no_activation;
-        winograd(&p, n0, n1, dy, dx, add, room);
+        const cs_winograd_pass p = cs_train_data_pass(l, backward, scratch);
+        cs_train_winograd(&p, n0, n1, dy, dx, add, room);
         return;
     }
     for (int n = n0; n < n1; n++) {

@@ -54,7 +54,9 @@ enum cs_train_kind {
     /* by parts */
     CS_TRAIN_CONV_PACK,
     CS_TRAIN_CONV_REDUCE,
-    CS_TRAIN_CONV_DW_PARTS, /* of all images, some filters a part */
+    CS_TRAIN_CONV_PARTS,    /* these three of all images, some filters (or channels of dx) a part */
+    CS_TRAIN_CONV_DX_PARTS,
+    CS_TRAIN_CONV_DW_PARTS,
     CS_TRAIN_AFFINE_PACK,
     CS_TRAIN_AFFINE_DW,
     /* once */
@@ -64,8 +66,7 @@ enum cs_train_kind {
 
 typedef struct cs_train_conv_op {
     const cs_train_conv *layer;
-    float *forward, *backward, *partials;   /* packed weights; partial sums */
-    int32_t by_filters;                     /* there is one partial sum, not one a lane */
+    float *forward, *backward, *partials;   /* packed weights; partial sums; NULL where parts have their own */
 } cs_train_conv_op;
 
 typedef struct cs_train_affine_op {

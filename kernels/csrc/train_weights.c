@@ -35,7 +35,7 @@ static void direct_gradient(const cs_train_conv *l, const cs_squares *s, int n0,
             const int high = (int)((cs_min(l->o, (i + count) * b) - 1) / each * depth + depth - 1) / plane;
             for (int p = low; p <= high; p++) {
                 const int rows = !l->planar && p == l->planes - 1 ? l->c - p * b : inner;
-                float *to = partial + i * s->block + p * s->plane;
+                float *to = partial + (i - b0) * s->block + p * s->plane;
                 for (int tap = 0; tap < l->kh * taps_w; tap++)
                     k->weight_gradient(&a, rows, count,
                                        first + p * c->x_plane + tap / taps_w * c->x_kh + tap % taps_w * c->x_kw,
@@ -62,13 +62,13 @@ static void depthwise_gradient(const cs_train_conv *l, const cs_squares *s, int 
         }
         for (int i = b0; i < b1; i++)
             l->kernels->depthwise_gradient(&d, &a, first + i * c->x_plane, dy + n * l->dy.image + i * l->dy.plane,
-                                           partial + i * s->block, add);
+                                           partial + (i - b0) * s->block, add);
     }
 }
 
 /* As the products of the forward pass, but summed over the tiles. */
 static void winograd_gradient(const cs_train_conv *l, const cs_squares *s, int n0, int n1, int b0, int b1,
-                              const float *x, const float *dy, float *partial, int add, float *room) {
+                              const float *x, const float *dy, float *partial, int add, float *room, int again) {
     const cs_kernels *k = l->kernels;
     cs_winograd t = cs_train_tiles(l, l->weight_way, 0);
     t.y_block = l->dy.plane;
@@ -83,7 +83,8 @@ static void winograd_gradient(const cs_train_conv *l, const cs_squares *s, int n
         for (int64_t at = from; at < to;) {
             const int first = (int)(at % each), now = (int)cs_min(to - at, each - first);
             const int64_t n = n0 + at / each;
-            k->winograd_input(&t, first, now, x + n * l->x.image, room, (int)(at - from), count);
+            if (!again || chunks > 1)
+                k->winograd_input(&t, first, now, x + n * l->x.image, room, (int)(at - from), count);
             k->winograd_gradient(&t, blocks, first, now, dy + n * l->dy.image + b0 * l->dy.plane, g,
                                  (int)(at - from), count);
             at += now;
@@ -95,36 +96,42 @@ static void winograd_gradient(const cs_train_conv *l, const cs_squares *s, int n
                     k->weight_gradient(&a, p == l->planes - 1 ? l->c - p * b : b, i + 1 < blocks ? 2 : 1,
                                        room + tap * v_step + (int64_t)p * count * b,
                                        g + tap * g_step + (int64_t)i * count * b,
-                                       partial + tap * s->tap + (b0 + i) * s->block + p * s->plane, s->block, add);
+                                       partial + tap * s->tap + i * s->block + p * s->plane, s->block, add);
     }
 }
 
-static void bias_gradient(const cs_train_conv *l, int n0, int n1, int b0, int b1, const float *dy,
-                          float *dbias, int add) {
+void cs_train_bias_gradient(const cs_train_conv *l, int n0, int n1, int b0, int b1, const float *dy, float *dbias,
+                            int add) {
     for (int i = b0; i < b1; i++) {
         double sums[16] = {0};      /* a block has no more lanes */
         for (int n = n0; n < n1; n++)
             l->kernels->channel_sums(l->oh, l->ow, dy + n * l->dy.image + i * l->dy.plane, l->dy.row, sums, NULL);
         for (int lane = 0; lane < l->block; lane++)
-            dbias[i * l->block + lane] = (float)(sums[lane] + (add ? dbias[i * l->block + lane] : 0));
+            dbias[lane] = (float)(sums[lane] + (add ? dbias[lane] : 0));
+        dbias += l->block;
     }
+}
+
+void cs_train_weight_gradient(const cs_train_conv *l, const cs_squares *s, int n0, int n1, int b0, int b1,
+                              const float *x, const float *dy, float *partial, int add, float *room, int again) {
+    if (l->weight_way == CS_WAY_DEPTHWISE)
+        depthwise_gradient(l, s, n0, n1, b0, b1, x, dy, partial, add, room);
+    else if (cs_is_winograd(l->weight_way))
+        winograd_gradient(l, s, n0, n1, b0, b1, x, dy, partial, add, room, again);
+    else
+        direct_gradient(l, s, n0, n1, b0, b1, x, dy, partial, add, room);
 }
 
 void cs_train_conv_weight_gradient(const cs_train_conv *l, int n0, int n1, int f0, int f1, const float *x,
                                    const float *dy, float *partial, int add, float *scratch) {
-    const cs_squares s = cs_train_squares(l);
+    const cs_squares s = cs_train_squares(l, l->blocks);
     const int each = l->weight_way == CS_WAY_DEPTHWISE ? 1 : 2;
     const int b0 = f0 * each, b1 = (int)cs_min(f1 * each, l->blocks);
     if (b0 >= b1 || n0 >= n1)
         return;
-    if (l->weight_way == CS_WAY_DEPTHWISE)
-        depthwise_gradient(l, &s, n0, n1, b0, b1, x, dy, partial, add, scratch);
-    else if (cs_is_winograd(l->weight_way))
-        winograd_gradient(l, &s, n0, n1, b0, b1, x, dy, partial, add, scratch);
-    else
-        direct_gradient(l, &s, n0, n1, b0, b1, x, dy, partial, add, scratch);
+    cs_train_weight_gradient(l, &s, n0, n1, b0, b1, x, dy, partial + b0 * s.block, add, scratch, 0);
     if (l->bias)
-        bias_gradient(l, n0, n1, b0, b1, dy, partial + s.bias, add);
+        cs_train_bias_gradient(l, n0, n1, b0, b1, dy, partial + s.bias + b0 * l->block, add);
 }
 
 /* The sum of `count` partial sums of the b values at v. */
@@ -159,34 +166,41 @@ static void gather(const cs_train_conv *l, const cs_squares *s, const float *fro
     }
 }
 
-void cs_train_conv_reduce(const cs_train_conv *l, const float *partials, int count, float *dweights, float *dbias,
-                          int part, int parts) {
+void cs_train_reduce_units(const cs_train_conv *l, const cs_squares *s, const float *partials, int count, int first,
+                           int u0, int u1, float *dweights) {
     enum { ROOM = 28 * 9 };     /* whole Winograd filters */
-    const cs_squares s = cs_train_squares(l);
     const int b = l->block, taps = l->kh * l->kw, depth = l->c / l->groups, each = l->o / l->groups;
     const int depthwise = l->weight_way == CS_WAY_DEPTHWISE, planes = depthwise ? 1 : l->planes;
-    const int64_t units = (int64_t)l->blocks * planes, row = (int64_t)depth * taps;
+    const int64_t row = (int64_t)depth * taps;
     float values[ROOM * 16];
-    for (int u = (int)(units * part / parts); u < units * (part + 1) / parts; u++) {
-        const int first = u / planes * b, c0 = depthwise ? 0 : l->planar ? u % planes : u % planes * b;
+    for (int u = u0; u < u1; u++) {
+        const int f0 = u / planes * b, c0 = depthwise ? 0 : l->planar ? u % planes : u % planes * b;
         const int channels = depthwise || l->planar ? 1 : (int)cs_min(b, l->c - c0);
-        const int lanes = (int)cs_min(b, l->o - first);
-        const float *from = partials + u / planes * s.block + u % planes * s.plane;
+        const int lanes = (int)cs_min(b, l->o - f0);
+        const float *from = partials + (u - first) / planes * s->block + u % planes * s->plane;
         for (int e = 0; e < channels * taps; e += ROOM) {
             const int n = (int)cs_min(ROOM, channels * taps - e);
-            gather(l, &s, from, count, e, e + n, values);
+            gather(l, s, from, count, e, e + n, values);
             if (l->groups == 1 || depthwise) {
-                l->kernels->unpack(lanes, 0, 1, n, values, n * b, dweights + first * row + c0 * taps + e, row, n);
+                l->kernels->unpack(lanes, 0, 1, n, values, n * b, dweights + f0 * row + c0 * taps + e, row, n);
                 continue;
             }
             for (int lane = 0; lane < lanes; lane++)
                 for (int i = 0; i < n; i++) {
-                    const int o = first + lane, c = c0 + (e + i) / taps;
+                    const int o = f0 + lane, c = c0 + (e + i) / taps;
                     if (c / depth == o / each)
                         dweights[o * row + c % depth * taps + (e + i) % taps] = values[i * b + lane];
                 }
         }
     }
+}
+
+void cs_train_conv_reduce(const cs_train_conv *l, const float *partials, int count, float *dweights, float *dbias,
+                          int part, int parts) {
+    const cs_squares s = cs_train_squares(l, l->blocks);
+    const int64_t units = (int64_t)l->blocks * (l->weight_way == CS_WAY_DEPTHWISE ? 1 : l->planes);
+    cs_train_reduce_units(l, &s, partials, count, 0, (int)(units * part / parts), (int)(units * (part + 1) / parts),
+                          dweights);
     for (int o = l->o * part / parts; dbias && o < l->o * (part + 1) / parts; o++) {
         dbias[o] = partials[s.bias + o];
         for (int j = 1; j < count; j++)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 pytest.importorskip("onnx")
@@ -25,6 +26,43 @@ def convert(*args: object) -> int:
         main(["convert", *map(str, args)])
     assert isinstance(ended.value.code, int)
     return ended.value.code
+
+
+def test_a_converted_model_is_fine_tuned(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nodes = [
+        node("Conv", ["x", "w", "b"], ["c"], pads=[1] * 4, name="conv"),
+        node("BatchNormalization", ["c", "b", "b", "b", "v"], ["n"], name="norm"),
+        node("Relu", ["n"], ["r"], name="act"),
+        node("Conv", ["r", "u"], ["d"], name="top"),
+        node("GlobalAveragePool", ["d"], ["p"], name="pool"),
+        node("Flatten", ["p"], ["f"], name="flat"),
+        node("Gemm", ["f", "e"], ["y"], transB=1, name="dense"),
+    ]
+    constants = {
+        "w": weights(6, 3, 3, 3), "b": weights(6), "v": np.ones(6, np.float32),
+        "u": weights(4, 6, 1, 1), "e": weights(5, 4),
+    }  # fmt: skip
+    save_model(model(nodes, constants, ["N", 3, 6, 8]), str(tmp_path / "m.onnx"))
+    assert convert(tmp_path / "m.onnx", tmp_path / "m.npz") == 0
+    rng = np.random.default_rng(0)
+    y = np.arange(24) % 2
+    x = rng.integers(0, 200, (24, 3, 6, 8)) + 55 * y[:, None, None, None]
+    np.savez(tmp_path / "data.npz", x=x.astype(np.uint8), y=y)
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        main([
+            *("train", "--init", str(tmp_path / "m.npz"), "--data", f"npz:{tmp_path / 'data.npz'}"),
+            *("--freeze", "conv", "--freeze", "norm", "--epochs", "2", "--batch-size", "8"),
+            *("--shift", "0", "--step", "compiled", "--out", str(tmp_path / "tuned.npz")),
+        ])  # fmt: skip
+    assert ended.value.code == 0
+    assert "its classes are others, so these begin anew: dense" in capsys.readouterr().out
+    before, after = load(tmp_path / "m.npz").params, load(tmp_path / "tuned.npz").params
+    assert after["dense.weight"].shape == (2, 4)
+    changed = {name for name in before if not np.array_equal(before[name], after[name])}
+    assert {name for name in changed if "running" not in name} == {"dense.weight", "top.weight"}
 
 
 @pytest.fixture

@@ -81,7 +81,7 @@ def test_a_folder_is_trained_on_at_the_size_asked_for(tmp_path, capsys):
     out = tmp_path / "m.npz"
     args = ("--data", f"folder:{tmp_path / 'images'}", "--out", out, *SMALL, "--batch-size", 4)
     assert convserve("train", *args, "--image-size", "6x4") == 0
-    assert "6×4 pixels (as asked for)" in capsys.readouterr().out
+    assert "is brought to 6×4 pixels" in capsys.readouterr().out
     loaded = model_file.load(out)
     assert loaded.graph.input_shape == (3, 6, 4)
     assert loaded.labels == ("day", "night")

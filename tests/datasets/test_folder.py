@@ -41,7 +41,7 @@ def test_grey_pngs_in_two_levels(tmp_path):
     assert (data.train.x[:, 0] == np.concatenate([pixels["train", c] for c in CLASSES])).all()
     assert (data.test.x[:, 0] == np.concatenate([pixels["test", c] for c in CLASSES])).all()
     assert data.train.y.tolist() == [0] * 4 + [1] * 4 + [2] * 4
-    assert "6×5 pixels (the size of the first;" in data.notes[0]
+    assert data.notes[0] == "every image has 6×5 pixels"
 
 
 def test_colour_pngs_in_one_level_with_validation(tmp_path):
@@ -67,17 +67,37 @@ def test_an_image_size_is_obeyed(tmp_path):
     write_tree(tmp_path, suffix=".bmp")
     data = datasets.load(f"folder:{tmp_path}", image_size=(8, 7))
     assert data.train.x.shape[2:] == (8, 7)
-    assert "8×7 pixels (as asked for)" in data.notes[0]
+    assert data.notes[0] == "every image is brought to 8×7 pixels"
 
 
-def test_the_first_size_is_that_of_the_upright_image(tmp_path):
+@pytest.mark.parametrize("cache", [True, False])
+def test_images_of_several_sizes_need_to_be_told_what_to_become(tmp_path, cache):
+    write_tree(tmp_path / "data")
+    where = {"cache": tmp_path / "cache" if cache else False}
+    odd = tmp_path / "data" / "test" / "cat" / "wide.png"
+    Image.fromarray(random_images(1, 6, 9)[0]).save(odd)
+    with pytest.raises(DatasetError, match=r"1 of 19 images have another size .*wide.png: 6×9, not "
+                       r"6×5 \(--image-size"):  # fmt: skip
+        datasets.load(f"folder:{tmp_path / 'data'}", skip_bad_files=True, **where)
+    for told in ({"image_size": (6, 5)}, {"recipe": {"resize": 6}}):
+        data = datasets.load(f"folder:{tmp_path / 'data'}", **told, **where)
+        assert data.test.x.shape == (7, 1, 6, 5)
+    with pytest.raises(DatasetError, match="another size than the first"):
+        datasets.load(f"folder:{tmp_path / 'data'}", **where)
+    odd.unlink()
+    assert len(datasets.load(f"folder:{tmp_path / 'data'}", **where).test) == 6
+
+
+def test_sizes_are_those_of_the_upright_images(tmp_path):
     write_tree(tmp_path)
     exif = Image.Exif()
     exif[0x0112] = 6
-    Image.fromarray(random_images(1, 9, 4)[0]).save(
+    Image.fromarray(random_images(1, 5, 6)[0]).save(
         tmp_path / "train" / "bird" / "000.jpg", exif=exif
     )
-    assert datasets.load(f"folder:{tmp_path}").train.x.shape[2:] == (4, 9)
+    assert datasets.load(f"folder:{tmp_path}").train.x.shape[2:] == (6, 5)
+    with pytest.raises(DatasetError, match="18 of 19 images have another size"):
+        datasets.load(f"folder:{tmp_path}", recipe={"exif": False})
 
 
 def test_other_and_hidden_files_are_left_out_and_counted(tmp_path):

@@ -6,7 +6,9 @@ naive reference for the small graphs, and on the kernels for the large ones.
 
 from __future__ import annotations
 
+from collections import Counter
 from functools import partial
+from itertools import product
 
 import numpy as np
 import pytest
@@ -26,6 +28,7 @@ from convserve.training import (
     rules,
     train,
 )
+from convserve.training.groups import Group, matching
 from convserve.training.loss import smoothed_targets
 
 CLASSES = small.CLASSES
@@ -113,6 +116,17 @@ def overlapping() -> Graph:
     return small.classified(g)
 
 
+def wide() -> Graph:
+    """Weights so large beside the images that threads share the filters, the last block ragged."""
+    g = Graph((2, 5, 4))
+    x = g.add(layers.ReLU(), g.add(layers.Conv2d(171, 3, padding=1)))
+    y = g.add(layers.ReLU(), g.add(layers.Conv2d(171, 3, padding=1), x))
+    y = g.add(layers.BatchNorm(), g.add(layers.Conv2d(171, 3, padding=1, bias=False), y))
+    g.add(layers.ReLU(), g.add(layers.Add(), y, x))
+    g.add(layers.GlobalAvgPool2d())
+    return small.classified(g)
+
+
 OWN = [*(partial(curve, function) for function in CURVES), excitation, dag, overlapping]
 
 
@@ -120,7 +134,7 @@ def name_of(make):
     return repr(make.args[0]) if isinstance(make, partial) else make.__name__
 
 
-by_graph = pytest.mark.parametrize("make", [*small.GRAPHS, *OWN], ids=name_of)
+by_graph = pytest.mark.parametrize("make", [*small.GRAPHS, *OWN, wide], ids=name_of)
 
 
 @pytest.mark.parametrize("make", OWN, ids=name_of)
@@ -184,8 +198,9 @@ def test_networks_train_as_with_the_oracle(name):
         assert np.abs(value - wanted).mean() <= 0.02 * moved + 1e-7, key
 
 
-@pytest.mark.parametrize("make", [dag, excitation])
-@pytest.mark.parametrize("count", [1, 7, 40])
+@pytest.mark.parametrize(
+    ("make", "count"), [*product([dag, excitation], [1, 7, 40]), (wide, 5), (wide, 140)]
+)
 def test_the_same_bits_with_any_number_of_threads(make, count):
     graph = make()
     before = kernels.num_threads()
@@ -199,6 +214,21 @@ def test_the_same_bits_with_any_number_of_threads(make, count):
     finally:
         kernels.set_num_threads(before)
     assert found[0] == found[1] == found[2]
+
+
+def test_images_or_filters_whatever_threads_share_the_bits_are_the_same():
+    graph = wide()
+    found = []
+    few, many = batches(graph, (5, 140), CLASSES)
+    for first in (few, many):  # what comes first decides how the step is built
+        step = CompiledStep(graph, graph.initialise(0), SGD())
+        step.gradients(*first)
+        kinds = Counter(step._trainer.kinds)
+        assert kinds["conv_parts"] == kinds["conv_dx_parts"] == (2 if first is few else 0)
+        assert kinds["conv_dw_parts"] == 2
+        result, grads = step.gradients(*few)
+        found.append((result, {name: grad.tobytes() for name, grad in grads.items()}))
+    assert found[0] == found[1]
 
 
 @pytest.mark.parametrize("make_optimiser", [SGD, Adam])
@@ -229,6 +259,52 @@ def test_parameters_and_gradients_are_flat_with_the_same_offsets():
         assert np.shares_memory(value, step.flat_params)
         start = (value.ctypes.data - step.flat_params.ctypes.data) // 4
         assert (step.flat_grads[start : start + value.size] == grads[name].ravel()).all()
+
+
+@pytest.mark.parametrize(
+    "make", [dag, excitation, wide, partial(architectures.build, "resnet20", blocks=1)]
+)
+@pytest.mark.parametrize("frozen", ["conv*", "conv[2-9]", "bn*", "conv1", "affine*"])
+def test_layers_that_do_not_learn_have_no_gradient(make, frozen):
+    graph = make()
+    params = graph.initialise(0)
+    classes = graph.shape(next(iter(graph.outputs.values())))[0]
+    ((x, targets),) = batches(graph, (4,), classes)
+    whole = CompiledStep(graph, params, SGD())
+    part = CompiledStep(graph, params, SGD(groups=[Group(frozen, lr=0.0)]))
+    (loss, wanted), (found_loss, found) = (step.gradients(x, targets) for step in (whole, part))
+    assert found_loss == loss
+    assert found.keys() == {name for name in wanted if name not in matching(frozen, wanted)}
+    for name, value in found.items():
+        scale = np.abs(wanted[name]).max()
+        np.testing.assert_allclose(value, wanted[name], rtol=1e-3, atol=1e-4 * scale, err_msg=name)
+
+
+def test_nothing_goes_back_below_the_lowest_layer_that_learns():
+    graph = architectures.build("resnet20", blocks=1)
+    params = graph.initialise(0)
+    ((x, targets),) = batches(graph, (4,))
+
+    def operations(frozen):
+        groups = [Group(pattern, lr=0.0) for pattern in frozen]
+        step = CompiledStep(graph, params, SGD(groups=groups))
+        step.step(x, targets, 0.1)
+        moved = {name for name, value in step.params.items() if (value != params[name]).any()}
+        assert step._trainer is not None
+        return Counter(step._trainer.kinds), moved
+
+    every, _ = operations([])
+    head, moved = operations(["conv*", "bn*"])
+    assert {name for name in moved if "running" not in name} == {"affine1.weight", "affine1.bias"}
+    assert not {"conv_dw", "conv_dx", "norm_dx", "affine_dx", "conv_reduce"} & head.keys()
+    assert head["conv"] == every["conv"]
+    assert head["affine_dw"] == 1
+    below, _ = operations(["conv1", "bn1"])
+    assert below["conv_dw"] == every["conv_dw"] - 1
+    assert below["conv_dx"] == every["conv_dx"] - 1
+    nothing, moved = operations(["*"])
+    assert not any(kind.endswith(("_dx", "_dw")) for kind in nothing)
+    assert all("running" in name for name in moved)
 
 
 def test_an_overflow_shows_in_the_loss():
