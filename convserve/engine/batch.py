@@ -66,7 +66,7 @@ def select(
 
 def count(x: Inputs) -> int:
     """The number of images."""
-    return len(next(iter(x.values()))) if isinstance(x, Mapping) else len(x)
+    return len(x) if isinstance(x, np.ndarray) else len(next(iter(x.values())))
 
 
 class Batch:

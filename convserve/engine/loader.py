@@ -7,6 +7,7 @@ import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -43,12 +44,12 @@ class ServedModel:
     segment: Segment | None = None  # where its weights lie, if processes share them
     uses: int = field(default=0, repr=False)  # requests that hold it; the repository counts
 
-    @property
+    @cached_property
     def config(self) -> ModelConfig:
         """How it is served."""
         return self.scheduler.config
 
-    @property
+    @cached_property
     def statistics(self) -> Statistics:
         """What it has done so far."""
         return self.scheduler.statistics

@@ -84,22 +84,22 @@ class Model:
         """
         return cls(file, name=name, threads=threads, times=times)
 
-    @property
+    @cached_property
     def inputs(self) -> dict[str, Shape]:
         """The input tensors by their names on the wire: (C, H, W) or (F,) of one image each."""
         return self.graph.inputs
 
-    @property
+    @cached_property
     def input_name(self) -> str:
         """The (first) input tensor's name on the wire."""
         return self.graph.input_name
 
-    @property
+    @cached_property
     def input_shape(self) -> tuple[int, int, int]:
         """(C, H, W) of one image, of the first input."""
         return self.graph.input_shape
 
-    @property
+    @cached_property
     def output_names(self) -> tuple[str, ...]:
         """The output tensors' names on the wire."""
         return self._own[0]
@@ -128,11 +128,13 @@ class Model:
         given = self._checked_inputs(x)
         plan = self._plan(asked, len(given[0]))
         table = None
-        if any(array.dtype == np.uint8 for array in given):
-            if plan.reads_bytes:
-                table = self._byte_values
-            else:
-                given = [self._normalised(array) for array in given]
+        for place, array in enumerate(given):
+            if array.dtype == np.uint8:
+                if plan.reads_bytes:
+                    table = self._byte_values
+                else:
+                    normalise = self._needed_preprocessing("predict with uint8 pixels").normalise
+                    given[place] = normalise(array)  # type: ignore[arg-type]
         results = plan.run(given, limit, table)
         if outputs is None and len(results) == 1:
             return results[0]
@@ -194,7 +196,7 @@ class Model:
 
     def _checked_inputs(self, x: Any) -> list[Input]:
         """One array for each input, in the graph's order."""
-        if self.takes_one and not isinstance(x, Mapping):
+        if self.takes_one and (isinstance(x, np.ndarray) or not isinstance(x, Mapping)):
             return [self._checked(x, "x", self.graph.input_shape)]
         inputs = self.graph.inputs
         if isinstance(x, Mapping):
@@ -256,11 +258,6 @@ class Model:
     @cached_property
     def _byte_values(self) -> Array:
         return self._needed_preprocessing("predict with uint8 pixels").table()
-
-    def _normalised(self, x: Any) -> Array:
-        if x.dtype == np.float32:
-            return x  # type: ignore[no-any-return]
-        return self._needed_preprocessing("predict with uint8 pixels").normalise(x)
 
     def _needed_preprocessing(self, what: str) -> Preprocessing:
         if self.preprocessing is None:

@@ -73,6 +73,12 @@ class PriorityQueues:
     def __len__(self) -> int:
         return sum(map(len, self._levels))
 
+    def __bool__(self) -> bool:
+        for level in self._levels:  # noqa: SIM110  (each request comes by here)
+            if level.waiting or level.delayed:
+                return True
+        return False
+
     def __iter__(self) -> Iterator[Request]:
         """In the order of execution."""
         return chain.from_iterable(chain(level.waiting, level.delayed) for level in self._levels)

@@ -42,6 +42,7 @@ class Request:
         "outputs",
         "priority",
         "ran",
+        "size",
         "timeout",
         "x",
     )
@@ -56,6 +57,7 @@ class Request:
         timeout: float = 0.0,
     ) -> None:
         self.x = x
+        self.size = count(x)  # images
         self.outputs = None if outputs is None else tuple(outputs)
         self.deadline = deadline
         self.priority = priority
@@ -73,18 +75,13 @@ class Request:
         self._error: BaseException | None = None
 
     @property
-    def size(self) -> int:
-        """The number of images."""
-        return count(self.x)
-
-    @property
     def done(self) -> bool:
         """Whether it has ended."""
         return self._result is not None or self._error is not None
 
     def cancel(self) -> None:
         """Give up: not computed if it still waits, and the answer is thrown away if it runs."""
-        if not self.done:
+        if self._result is None and self._error is None:
             self.fail(CancelledError("the request was cancelled"))
 
     def finish(self, result: Mapping[str, Array]) -> None:
@@ -97,7 +94,7 @@ class Request:
 
     def _end(self, result: Mapping[str, Array] | None, error: BaseException | None) -> None:
         with self._lock:
-            if self.done:
+            if self._result is not None or self._error is not None:
                 return
             self._result, self._error = result, error
         self._ended.release()
@@ -106,7 +103,7 @@ class Request:
         """Whether the request needs no computing any more: ended, or its deadline has passed."""
         if self.deadline is not None and now >= self.deadline:
             self.fail(DeadlineExceededError("the request's deadline passed before it was answered"))
-        return self.done
+        return self._result is not None or self._error is not None
 
     def wait(self, until: float | None) -> bool:
         """Wait for the end, at most until the deadline and `until`; whether it has ended."""

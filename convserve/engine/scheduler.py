@@ -17,6 +17,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+import numpy as np
 import numpy.typing as npt
 
 from convserve.engine.affinity import anywhere, roam
@@ -126,7 +127,7 @@ class BatchScheduler:
             if (
                 may_compute
                 and self._free
-                and not len(self._queues)
+                and not self._queues
                 and (not self._delay or self._goes_at_once(request))
                 and (granted := self._budget.try_take(self._threads))
             ):
@@ -166,7 +167,7 @@ class BatchScheduler:
         return True
 
     def _is_idle(self) -> bool:
-        return not len(self._queues) and self._free == self._instances
+        return not self._queues and self._free == self._instances
 
     def _loop(self) -> None:
         roam()
@@ -198,7 +199,7 @@ class BatchScheduler:
         """What the next batch would be, and for how many seconds it may still wait to fill up."""
         now = time.monotonic()
         self._queues.expire(now)
-        if not self._free or not len(self._queues):
+        if not self._free or not self._queues:
             return [], 0.0
         batch, full = select(self._queues, self.config.max_batch_size, self._preferred)
         if full or not self._delay:
@@ -224,7 +225,7 @@ class BatchScheduler:
             self._budget.give_back(threads)
             with self._lock:
                 self._free += 1
-                if len(self._queues) or self._stopping:
+                if self._queues or self._stopping:
                     self._changed.notify_all()
 
     def _execute(self, requests: list[Request], threads: int) -> None:
@@ -287,4 +288,4 @@ class BatchScheduler:
         else:
             with anywhere():
                 result = self.model.predict(x, outputs=names, threads=threads)
-        return result if isinstance(result, Mapping) else {self._output_name: result}
+        return {self._output_name: result} if isinstance(result, np.ndarray) else result

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -190,11 +191,16 @@ def _checked_shape(
     return tuple(sizes)
 
 
-def read_wanted(served: ServedModel, message: Any) -> list[Wanted]:
+@lru_cache(maxsize=64)
+def _all(names: tuple[str, ...]) -> tuple[Wanted, ...]:
+    return tuple(map(Wanted, names))
+
+
+def read_wanted(served: ServedModel, message: Any) -> Sequence[Wanted]:
     """The outputs that a ModelInferRequest asks for; all of them if it names none."""
     known = served.model.output_names
     if not message.outputs:
-        return [Wanted(name) for name in known]
+        return _all(known)
     wanted: dict[str, Wanted] = {}
     for output in message.outputs:
         if output.name not in known and not _is_open_layer(served, output.name):
@@ -226,6 +232,8 @@ def _is_open_layer(served: ServedModel, name: str) -> bool:
 def layers(served: ServedModel, wanted: Iterable[Wanted]) -> list[str] | None:
     """The layers to compute; None for the model's own outputs, which most requests share."""
     own = served.model.output_names
+    if wanted is _all(own):
+        return None
     names = [output.name for output in wanted]
     return None if all(name in own for name in names) else names
 

@@ -41,7 +41,7 @@ def test_a_dict_or_a_list(model):
     assert model.inputs == {"a": (1, 4, 4), "b": (2,)}
     x = inputs(3)
     scores = model.predict(x)
-    weight, bias = (model._params[f"affine1.{name}"] for name in ("weight", "bias"))
+    weight, bias = (model.params[f"affine1.{name}"] for name in ("weight", "bias"))
     expected = np.concatenate([x["a"].reshape(3, 16), x["b"]], axis=1) @ weight.T + bias
     np.testing.assert_allclose(scores, expected, rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(model.predict([x["a"], x["b"]]), scores)

@@ -65,7 +65,7 @@ def test_its_weights_are_not_copied() -> None:
     assert os.fstat(segment.fd).st_size == pytest.approx(weights, rel=0.1)
     other = segment.model("m", None)
     low, high = _mapping(segment.fd)
-    for array in other._params.values():
+    for array in other.params.values():
         assert low <= array.ctypes.data < high
         assert not array.flags.writeable
 
