@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-import subprocess
+import contextlib
+import io
+import re
+import runpy
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,16 +20,18 @@ from convserve.model_file import ModelFile, save
 from convserve.preprocessing import Preprocessing
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
+DOCS = Path(__file__).parents[2] / "docs"
+PICTURES = DOCS / "images" / "pooling"
 
 
 def example(name: str, *arguments: object) -> str:
-    return subprocess.run(
-        [sys.executable, EXAMPLES / f"{name}.py", *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-        timeout=60,
-    ).stdout
+    """What the script prints; run in this process, as importing takes longer than most of them."""
+    path = str(EXAMPLES / f"{name}.py")
+    told = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(told):
+        patch.setattr(sys, "argv", [path, *map(str, arguments)])
+        runpy.run_path(path, run_name="__main__")
+    return told.getvalue()
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +51,9 @@ def test_every_example_is_tested() -> None:
         "augmentations",
         "client_predict",
         "conv_by_hand",
+        "convolution_figures",
         "own_graph",
+        "pooling_and_shift",
         "triton_client",
     }
 
@@ -68,6 +75,42 @@ def test_augmentations(tmp_path: Path) -> None:
     assert any((tile != tiles[0][0]).any() for tile in tiles[1])
     Image.fromarray(np.zeros((50, 40, 3), np.uint8)).save(tmp_path / "photo.png")
     example("augmentations", "--image", tmp_path / "photo.png", tmp_path / "b.png")
+
+
+def lasting(row: str) -> str:
+    """Of a table's row, the cells before the first that depends on what was trained."""
+    return re.split(r"(?<=\| )(?:[\d.]+ %|\d+ hidden|none of)", row)[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "pictures"),
+    [
+        ("convolution_figures", (), {"by-hand", "padding-stride", "channels", "max-average"}),
+        (
+            "pooling_and_shift",
+            ("--quick",),
+            {"shift-accuracy", "shift-maps", "cnn-dense", "feature-maps"},
+        ),
+    ],
+)
+def test_what_draws_the_page_of_pooling(
+    name: str, options: tuple[str, ...], pictures: set[str], tmp_path: Path
+) -> None:
+    """The page shows every picture, and says what does not depend on how long is trained."""
+    out = example(name, *options, tmp_path / "drawn")
+    said = [line for line in out.splitlines() if not line.startswith("wrote")]
+    page = (DOCS / "pooling-and-shift.md").read_text(encoding="utf-8")
+    for line in said:
+        assert (lasting(line) if options else line) in page
+    for picture in pictures:
+        assert f"](images/pooling/{picture}.png)" in page
+        drawn = [Image.open(at / f"{picture}.png") for at in (tmp_path / "drawn", PICTURES)]
+        assert drawn[0].width == drawn[1].width
+        for image in drawn:
+            assert np.asarray(image.convert("L")).std() > 5
+            image.close()
+        assert (PICTURES / f"{picture}.png").stat().st_size < 60_000
+    assert {path.stem for path in (tmp_path / "drawn").iterdir()} == pictures
 
 
 def test_own_graph() -> None:

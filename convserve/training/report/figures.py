@@ -147,8 +147,7 @@ def class_scores(
         axes.plot(found, places, "o", color=MAIN, markersize=6, label="recall")
         axes.set_yticks(places, [_short(labels[k]) for k in order.tolist()])
         axes.tick_params(axis="y", length=0)
-        shown = np.concatenate([found, exact])
-        lowest = np.nanmin(shown) if np.isfinite(shown).any() else 0.0
+        lowest = np.nanmin(np.concatenate([found, exact]))
         low = max(0.0, 5 * np.floor(lowest / 5)) if lowest < 95 else np.floor(lowest)
         room = (100 - low) / 30 + 0.05
         axes.set(xlim=(low - room, 100 + room), xlabel="%", ylim=(len(order) - 0.5, -0.5))
