@@ -76,8 +76,11 @@ cdef int thread_count() noexcept nogil
 
 
 cdef class Buffer:
-    """float32 memory, 64-byte aligned; zeroed when made."""
+    """float32 memory, 64-byte aligned: its own, zeroed when made, or that of an array that it is
+    given. Python can read it (as bytes)."""
     cdef float *data
+    cdef void *own        # what is to be freed
+    cdef object array     # whose memory it is, if not its own
     cdef readonly size_t floats
 
 

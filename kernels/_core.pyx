@@ -3,6 +3,7 @@
 import os
 import time
 
+from cpython.buffer cimport PyBuffer_FillInfo
 from cython.parallel cimport prange
 
 from libc.stdlib cimport free
@@ -127,17 +128,28 @@ def peak_gflops(threads=1, seconds=0.2):
 
 
 cdef class Buffer:
-    def __cinit__(self, size_t floats):
-        cdef void *memory = NULL
+    def __cinit__(self, size_t floats, array=None):
+        cdef const float[::1] values
         cdef size_t size = (floats * sizeof(float) + 64) // 64 * 64
-        if size < floats or posix_memalign(&memory, 64, size):
-            raise MemoryError(f"no memory for {floats} float32 values")
-        memset(memory, 0, size)
-        self.data = <float *>memory
         self.floats = floats
+        self.own = NULL
+        if array is not None:
+            values = array
+            self.array, self.data = array, <float *>&values[0]
+            if <size_t>values.shape[0] != floats or <size_t>self.data % 64:
+                raise ShapeError(f"{floats} float32 values, 64-byte aligned, can't lie in the "
+                                 f"{values.shape[0]} at {<size_t>self.data:#x}")
+            return
+        if size < floats or posix_memalign(&self.own, 64, size):
+            raise MemoryError(f"no memory for {floats} float32 values")
+        memset(self.own, 0, size)
+        self.data = <float *>self.own
 
     def __dealloc__(self):
-        free(self.data)
+        free(self.own)  # the garbage collector may have taken `array` away by now
+
+    def __getbuffer__(self, Py_buffer *view, int flags):
+        PyBuffer_FillInfo(view, self, self.data, self.floats * sizeof(float), 1, flags)
 
 
 cdef list idle = []          # buffers that nobody uses, guarded by the GIL

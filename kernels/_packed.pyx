@@ -64,7 +64,8 @@ cdef class PackedConv:
     """A convolution's weights and geometry in the order of the C kernels.
 
     weight: float32[O, C / groups, KH, KW]; bias: float32[O] or None. The input is stored planar
-    (NCHW) or blocked; by default as its number of channels suggests.
+    (NCHW) or blocked; by default as its number of channels suggests. ready: the `memory` of an
+    equal one, which is used where it lies; of weight only the shape counts then.
     Raises ShapeError and TypeError as `conv2d` does.
     """
 
@@ -72,7 +73,7 @@ cdef class PackedConv:
         self.tiles = NULL
 
     def __init__(self, weight, bias, height, width, stride=1, padding=0, dilation=1, groups=1,
-                 rounding="floor", planar=None):
+                 rounding="floor", planar=None, ready=None):
         weight = np.ascontiguousarray(float32_array(weight, "conv2d: weight", 4))
         self.filters = weight.shape[0]
         self.groups = integer(groups, "conv2d: groups", 1)
@@ -101,8 +102,9 @@ cdef class PackedConv:
         self._lay_tiles()
 
         cdef const float[:, :, :, ::1] w = weight
-        self.weights = Buffer(self.weight_floats)
-        self.transfer(&w[0, 0, 0, 0], self.weights.data)
+        self.weights = Buffer(self.weight_floats, ready)
+        if ready is None:
+            self.transfer(&w[0, 0, 0, 0], self.weights.data)
         cdef const float[:] b
         cdef int o
         self.bias = Buffer(<size_t>self.blocks * self.block)
@@ -113,6 +115,11 @@ cdef class PackedConv:
 
     def __dealloc__(self):
         free(self.tiles)
+
+    @property
+    def memory(self):
+        """The weights as the kernels read them: float32[n], read-only."""
+        return np.frombuffer(self.weights, np.float32)
 
     cdef bint by_pixels(self, bint planar) noexcept nogil:
         cdef int taps = self.channels * self.kh * self.kw

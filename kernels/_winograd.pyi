@@ -14,6 +14,9 @@ class PackedWinograd:
         width: int,
         padding: PaddingLike,
         m: int,
+        ready: Float32Array | None = None,
     ) -> None: ...
+    @property
+    def memory(self) -> Float32Array: ...
 
 def pass_tiles(m: int, channels: int, filters: int, tiles: int) -> int: ...

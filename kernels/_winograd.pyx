@@ -70,9 +70,10 @@ cdef int _transform(const float[:, :, :, ::1] w, const double[:, ::1] g,
 
 cdef class PackedWinograd:
     """weight: float32[O, C, 3, 3], bias: float32[O] or None, for images of height x width with
-    `padding`, stride 1. m: outputs a tile, 2 or 4. Raises ShapeError for any other filter."""
+    `padding`, stride 1. m: outputs a tile, 2 or 4. ready: as PackedConv has it. Raises ShapeError
+    for any other filter."""
 
-    def __init__(self, weight, bias, height, width, padding, int m):
+    def __init__(self, weight, bias, height, width, padding, int m, ready=None):
         weight = float32_array(weight, "winograd: weight", 4)
         if weight.shape[2:] != (3, 3) or m not in G:
             raise ShapeError(f"winograd: 3 x 3 filters and m = 2 or 4, got {weight.shape}, m {m}")
@@ -84,12 +85,15 @@ cdef class PackedWinograd:
         # Many tiles are pixels of one row: the widest register tiles suit.
         self.product = PackedConv(np.zeros((*weight.shape[:2], 1, 1), np.float32), None, 1, 64,
                                   planar=False)
+        self.product.weights = None     # only its geometry is of use
         self.coefficient = self.product.weight_floats
-        self.weights = Buffer(n * self.coefficient)
-        cdef float[:, :, ::1] packed = np.empty((n, *weight.shape[:2]), np.float32)
-        _transform(np.ascontiguousarray(weight), G[m], packed)
-        for i in range(n):
-            self.product.transfer(&packed[i, 0, 0], self.weights.data + i * self.coefficient)
+        self.weights = Buffer(n * self.coefficient, ready)
+        cdef float[:, :, ::1] packed
+        if ready is None:
+            packed = np.empty((n, *weight.shape[:2]), np.float32)
+            _transform(np.ascontiguousarray(weight), G[m], packed)
+            for i in range(n):
+                self.product.transfer(&packed[i, 0, 0], self.weights.data + i * self.coefficient)
         # the layer's bias, then as many zeros for the products
         self.bias = Buffer(2 * self.product.blocks * self.product.block)
         cdef const float[:] b
@@ -97,3 +101,8 @@ cdef class PackedWinograd:
             b = bias
             for i in range(self.filters):
                 self.bias.data[i] = b[i]
+
+    @property
+    def memory(self):
+        """As PackedConv has it."""
+        return np.frombuffer(self.weights, np.float32)

@@ -9,12 +9,16 @@ import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from textwrap import indent
 
 import grpc
 import numpy as np
 from server_process import WAIT, Stub, make_request
+from tiny_models import image
 
 from convserve_client import protocol, tensors
+
+WORKER = "'--worker-socket' in sys.orig_argv"
 
 
 def wait_until(condition, seconds=WAIT):
@@ -34,6 +38,26 @@ def is_running(pid):
     except (FileNotFoundError, ProcessLookupError):
         return False
     return state not in "ZX"
+
+
+def run_at_start(code, folder, monkeypatch):
+    """Have workers run this code before anything else; `folder` is one for it."""
+    (folder / "sitecustomize.py").write_text(f"import sys\nif {WORKER}:\n{indent(code, '    ')}")
+    paths = [str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
+
+
+def value(stub, name="m"):
+    """The version of a tiny model that answers, and its answer."""
+    answer = stub.ModelInfer(make_request(image(), model=name), timeout=WAIT)
+    (rows,) = tensors.read_tensors(answer.outputs, answer.raw_output_contents).values()
+    return int(answer.model_version), float(rows[0, 0])
+
+
+def index(stub):
+    """(name, version, state, reason) of what the repository knows."""
+    answer = stub.RepositoryIndex(protocol.RepositoryIndexRequest(), timeout=WAIT)
+    return [(m.name, m.version, m.state, m.reason) for m in answer.models]
 
 
 class Crowd:

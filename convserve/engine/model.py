@@ -51,6 +51,7 @@ class Model:
         threads: int | None = None,
         batch_invariant: bool = True,
         times: Mapping[str, Times] | None = None,
+        packed: Packed | None = None,
     ) -> None:
         self.name = name
         self.graph: Graph = file.graph
@@ -66,7 +67,8 @@ class Model:
         self._lock = threading.Lock()
         # By the layers asked for, and the images a thread that it is made for (None: any number).
         self._plans: dict[tuple[tuple[str, ...], int | None], Plan] = {}
-        self._packed: Packed = {}  # what plans for the model's own outputs share
+        # What plans for the model's own outputs share.
+        self.packed: Packed = {} if packed is None else packed
         self.plan(1)
 
     @classmethod
@@ -77,12 +79,14 @@ class Model:
         name: str = "model",
         threads: int | None = None,
         times: Mapping[str, Times] | None = None,
+        packed: Packed | None = None,
     ) -> Model:
         """A model from the contents of a model file (or one that was just trained).
 
-        times: of a tuning record, as `plan.tuning.read` gives them.
+        times: of a tuning record, as `plan.tuning.read` gives them. packed: weights that an equal
+        model has packed.
         """
-        return cls(file, name=name, threads=threads, times=times)
+        return cls(file, name=name, threads=threads, times=times, packed=packed)
 
     @cached_property
     def inputs(self) -> dict[str, Shape]:
@@ -186,7 +190,7 @@ class Model:
                 if plan is None:
                     own = self._own[1]
                     choice = Choice(batch=made_for, times=self._times)
-                    packed = self._packed if layers == own else None
+                    packed = self.packed if layers == own else None
                     plan = compile_plan(self.graph, self.params, layers, choice, packed)
                     others = [key for key in self._plans if key[0] != own]
                     if len(others) >= MAX_PLANS:

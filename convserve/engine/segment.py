@@ -1,6 +1,6 @@
-"""A model version in memory that processes share: its description and its weights.
+"""A model version in memory that processes share: its description, its weights, as read and packed.
 
-    [weight, 64-byte aligned][weight] … [header][length of the header]
+    [weight, 64-byte aligned][weight] … [packed weights] … [header][length of the header]
 
 The memory is a sealed anonymous file (memfd). Nobody can change it any more, whoever has its
 descriptor can map it, and it is gone when nobody has it: no crash leaves anything behind. Models
@@ -16,7 +16,7 @@ import os
 import pickle
 import secrets
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from math import prod
 from typing import Any, NamedTuple
 
@@ -35,7 +35,7 @@ _ALIGNMENT = 64
 _ADD_SEALS, _SEALS = 1033, 1 | 2 | 4 | 8  # no more seals, no shrinking, growing or writing
 
 
-_Index = dict[str, tuple[int, tuple[int, ...]]]  # name -> where it begins, its shape
+_Index = dict[Any, tuple[int, tuple[int, ...]]]  # by name or key: where it begins, its shape
 
 
 class _Header(NamedTuple):
@@ -43,6 +43,7 @@ class _Header(NamedTuple):
     file: ModelFile  # without its arrays
     times: Mapping[str, Times]
     params: _Index
+    packed: _Index  # as plan.Packed has them
 
 
 class Segment:
@@ -56,16 +57,20 @@ class Segment:
         header: _Header = pickle.loads(memory[-8 - length : -8])
         self.id = header.id
         self._file, self._times = header.file, header.times
-        self._params = {
-            name: np.frombuffer(memory, np.float32, prod(shape), offset).reshape(shape)
-            for name, (offset, shape) in header.params.items()
-        }
+        self._params, self._packed = (
+            {
+                key: np.frombuffer(memory, np.float32, prod(shape), offset).reshape(shape)
+                for key, (offset, shape) in index.items()
+            }
+            for index in (header.params, header.packed)
+        )
 
     @classmethod
     def of(cls, file: ModelFile, times: Mapping[str, Times]) -> Segment:
         """A new one of a model file and a tuning record's `times`.
 
-        Raises OSError where there is no memory for it.
+        Takes the arrays out of `file`, one by one, so that memory holds them once. Raises OSError
+        where there is none for them.
         """
         fd = os.memfd_create("convserve-model", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
@@ -85,10 +90,12 @@ class Segment:
             self._file.preprocessing,
             self._file.provenance,
         )
-        return Model.from_file(file, name=name, threads=threads, times=self._times)
+        packed = dict(self._packed)
+        return Model.from_file(file, name=name, threads=threads, times=self._times, packed=packed)
 
 
 def _write(fd: int, file: ModelFile, times: Mapping[str, Times]) -> None:
+    packed = Model.from_file(file, times=times).packed
     end = 0
 
     def put(data: Any) -> int:
@@ -101,14 +108,15 @@ def _write(fd: int, file: ModelFile, times: Mapping[str, Times]) -> None:
             view, end = view[done:], end + done
         return start
 
-    def put_all(arrays: Iterable[tuple[str, Array]]) -> _Index:
-        return {
-            name: (put(np.ascontiguousarray(array).reshape(-1).data), array.shape)
-            for name, array in arrays
-        }
+    def move_all(arrays: dict[Any, Any]) -> _Index:
+        index = {}
+        while arrays:
+            key, value = arrays.popitem()
+            array = value if isinstance(value, np.ndarray) else value.memory
+            index[key] = put(np.ascontiguousarray(array).reshape(-1).data), array.shape
+        return index
 
-    described = ModelFile(file.graph, {}, file.labels, file.preprocessing, file.provenance)
-    params = put_all(file.params.items())
-    header = _Header(secrets.token_hex(16), described, dict(times), params)
+    params, ready = move_all(file.params), move_all(packed)
+    header = _Header(secrets.token_hex(16), file, dict(times), params, ready)
     data = pickle.dumps(header)
     put(data + len(data).to_bytes(8, "little"))

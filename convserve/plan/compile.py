@@ -42,7 +42,8 @@ MIN_PIXELS = 400
 AFFINE_FLOATS = 4096 * 1024
 
 INVARIANT = Choice()
-# By the layers of a step, from which its folded weights follow, and its kernel.
+# By the layers of a step, from which its folded weights follow, and its kernel. What another
+# process has packed stands there as an array, its `memory`, until a plan takes it.
 Packed = dict[tuple[tuple[str, ...], Kernel], Any]
 _P = TypeVar("_P")
 
@@ -264,7 +265,9 @@ class _Compiler:
                 image = image_shape(shape)
                 size = *image[1:], 1, 0, 1, 1, "floor", sources[0].planar
                 packed = self.shared(
-                    step, kernel, lambda w: PackedConv(w.reshape(-1, *image), step.bias, *size)
+                    step,
+                    kernel,
+                    lambda w, ready: PackedConv(w.reshape(-1, *image), step.bias, *size, ready),
                 )
                 executor.affine(level, x[0], y, packed, step.activation)
             case layers.MaxPool2d():
@@ -320,12 +323,17 @@ class _Compiler:
                 level, y, np.concatenate(channels), tensors, np.concatenate(sources)
             )
 
-    def shared(self, step: Step, kernel: Kernel, pack: Callable[[Array], _P]) -> _P:
-        """The step's packed weights: those of a plan before this one, or pack(weight)."""
+    def shared(self, step: Step, kernel: Kernel, pack: Callable[[Array, Array | None], _P]) -> _P:
+        """The step's packed weights: those of a plan before this one, or pack(weight, ready)."""
         key = tuple(step.nodes), kernel
-        if key not in self.packed:
-            self.packed[key] = pack(step.take_weight())
-        weights_there: _P = self.packed[key]
+        there = self.packed.get(key)
+        if there is None:
+            there = pack(step.take_weight(), None)
+        elif isinstance(there, np.ndarray):
+            assert step.weight is not None
+            there = pack(step.weight, there)
+        self.packed[key] = there
+        weights_there: _P = there
         return weights_there
 
     def emit_conv(
@@ -341,12 +349,16 @@ class _Compiler:
             self.executor.depthwise(level, x, y, filters, bias, window, step.activation)
         elif isinstance(kernel, Winograd):
             wanted = *shape[1:], op.padding, kernel.m
-            wino = self.shared(step, kernel, lambda w: PackedWinograd(w, step.bias, *wanted))
+            wino = self.shared(
+                step, kernel, lambda w, ready: PackedWinograd(w, step.bias, *wanted, ready)
+            )
             pooled = step.pool is not None
             self.executor.winograd(level, x, y, wino, window, step.activation, residual, pooled)
         else:
             form = *shape[1:], op.stride, op.padding, op.dilation, op.groups, "floor", source.planar
-            packed = self.shared(step, kernel, lambda w: PackedConv(w, step.bias, *form))
+            packed = self.shared(
+                step, kernel, lambda w, ready: PackedConv(w, step.bias, *form, ready)
+            )
             pool = None
             if step.pool is not None:
                 largest = isinstance(step.pool, layers.MaxPool2d)

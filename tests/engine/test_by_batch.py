@@ -91,4 +91,4 @@ def test_plans_share_the_weights_that_they_have_in_common() -> None:
         for part in model.plan(n).parts:
             if part.macs:
                 by_layer.setdefault(part.layers[0], set()).add(part.kernel.name)
-    assert len(model._packed) == sum(map(len, by_layer.values()))
+    assert len(model.packed) == sum(map(len, by_layer.values()))

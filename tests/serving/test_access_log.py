@@ -230,6 +230,24 @@ def test_a_slow_disk_holds_up_no_request():
     assert all(record.metadata == [("traceparent", "00-…")] for record in sink.taken)
 
 
+class FaultySink(SlowSink):
+    def take(self, records):
+        raise RuntimeError("a fault of the sink's own")
+
+
+def test_a_sink_that_fails_harms_neither_calls_nor_other_sinks(caplog):
+    sound = SlowSink()
+    sound.gate.set()
+    observer = Observer([FaultySink(), sound])
+    call = observer.unary("ServerLive", lambda data, context: data)
+    for count in (1, 2):
+        assert call(b"x", Context()) == b"x"
+        wait_until(lambda: len(sound.taken) == count)  # noqa: B023
+    observer.close()
+    assert observer.dropped == 2
+    assert caplog.messages[:2] == ["1 records were lost"] * 2
+
+
 def test_a_batch_and_its_waiting(gated, infer_request, images):
     sink = SlowSink()
     sink.gate.set()

@@ -218,6 +218,7 @@ def test_a_full_disk_for_the_log_stops_nobody(start_server, digits_path, infer_r
             server.stub.ModelInfer(bad, timeout=WAIT)
         assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
     before.check()
+    wait_until(lambda: server.metric("convserve_call_records_dropped_total") > 100)
     server.signal()
     assert server.wait() == 0
 

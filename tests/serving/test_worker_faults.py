@@ -13,8 +13,9 @@ import time
 import grpc
 import numpy as np
 import pytest
+from post_state import PostState
 from server_process import WAIT, ServerProcess, make_request
-from worker_crowd import Crowd, Load, is_running, wait_until
+from worker_crowd import Crowd, Load, is_running, run_at_start, wait_until
 
 from convserve_client import tensors
 
@@ -38,6 +39,7 @@ def crowd(repository, tmp_path_factory):
 
 
 def test_a_worker_is_killed_during_a_batch(crowd, images, digits):
+    before = PostState(crowd.server, make_request(images[:3]), digits.predict(images[:3]))
     crowd.reach_all(each=3)
     load = Load(crowd, images, digits.predict(images), patient=True)
     victim = crowd.pids[0]
@@ -59,6 +61,7 @@ def test_a_worker_is_killed_during_a_batch(crowd, images, digits):
     assert {code for _, code, _ in load.failed} == {grpc.StatusCode.UNAVAILABLE}
     assert max(when for *_, when in load.failed) - killed < 1.0 * slack()
     assert back < 5.0 * slack()
+    before.check()
 
 
 def test_sigterm_under_load_answers_what_was_accepted(crowd, images, digits):
@@ -74,40 +77,29 @@ def test_sigterm_under_load_answers_what_was_accepted(crowd, images, digits):
     assert crowd.server.process.stdout.read() == ""
 
 
-# Runs in every process of a server when Python starts. Batches of 3 take for ever.
+# Batches of 3 take for ever.
 ENDLESS = """
-import sys
-if "--worker-socket" in sys.orig_argv:
-    import time
-    from convserve.engine.model import Model
-    predict = Model.predict
-    def slow(self, x, *rest, **keywords):
-        if len(x) == 3:
-            time.sleep(1000)
-        return predict(self, x, *rest, **keywords)
-    Model.predict = slow
+import time
+from convserve.engine.model import Model
+predict = Model.predict
+def slow(self, x, *rest, **keywords):
+    if len(x) == 3:
+        time.sleep(1000)
+    return predict(self, x, *rest, **keywords)
+Model.predict = slow
 """
 
 
-@pytest.fixture
-def at_start_of_workers(tmp_path, monkeypatch):
-    def write(code):
-        (tmp_path / "sitecustomize.py").write_text(code)
-        paths = [str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])]
-        monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
-
-    return write
-
-
 def test_stuck_workers_are_killed_and_nothing_outlives_the_supervisor(
-    start_server, at_start_of_workers, digits_path, images, digits
+    start_server, tmp_path, monkeypatch, digits_path, images, digits
 ):
-    at_start_of_workers(ENDLESS)
+    run_at_start(ENDLESS, tmp_path, monkeypatch)
     server = start_server(digits_path, "--workers", 3, "--watchdog-seconds", 1.5)
     crowd = Crowd(server, 3)
     stubs = crowd.reach_all()
     of = {pid: stubs[n] for n, pid in crowd.pids.items()}
     stopped, endless, sound = of
+    before = PostState(server, make_request(images[:2], model="model"), digits.predict(images[:2]))
     os.kill(stopped, signal.SIGSTOP)
     begun = time.monotonic()
     asked = [
@@ -125,6 +117,7 @@ def test_stuck_workers_are_killed_and_nothing_outlives_the_supervisor(
     assert sound in crowd.workers()
     assert f"(process {stopped}) is stuck (it has not reported for" in server.log
     assert f"(process {endless}) is stuck (a batch has been running for" in server.log
+    before.check()
 
     pids = crowd.workers()
     os.kill(pids[0], signal.SIGSTOP)  # one that can't notice anything
@@ -139,8 +132,8 @@ def run(*arguments):
     )
 
 
-def test_a_crash_loop_at_the_start_ends_the_server(at_start_of_workers, digits_path):
-    at_start_of_workers("import os, sys\nif '--worker-socket' in sys.orig_argv:\n    os._exit(3)\n")
+def test_a_crash_loop_at_the_start_ends_the_server(tmp_path, monkeypatch, digits_path):
+    run_at_start("import os; os._exit(3)", tmp_path, monkeypatch)
     ended = run(digits_path, "--workers", 2)
     assert ended.returncode == 1 and ended.stdout == ""
     last = ended.stderr.splitlines()[-1]

@@ -10,10 +10,10 @@ from pathlib import Path
 import grpc
 import pytest
 from server_process import WAIT, ServerProcess, make_request
-from tiny_models import image, save_tiny
-from worker_crowd import Crowd, wait_until
+from tiny_models import save_tiny
+from worker_crowd import Crowd, index, value, wait_until
 
-from convserve_client import protocol, tensors
+from convserve_client import protocol
 
 
 @pytest.fixture(scope="module")
@@ -38,13 +38,6 @@ def crowd(root, tmp_path_factory):
     assert "Traceback" not in server.log, server.log
 
 
-def value(stub, name="m"):
-    """What the tiny model answers, and its version."""
-    answer = stub.ModelInfer(make_request(image(), model=name), timeout=WAIT)
-    (rows,) = tensors.read_tensors(answer.outputs, answer.raw_output_contents).values()
-    return int(answer.model_version), float(rows[0, 0])
-
-
 def load(stub, name, **parameters):
     message = protocol.RepositoryModelLoadRequest(model_name=name)
     for key, text in parameters.items():
@@ -55,11 +48,6 @@ def load(stub, name, **parameters):
 def unload(stub, name):
     message = protocol.RepositoryModelUnloadRequest(model_name=name)
     stub.RepositoryModelUnload(message, timeout=WAIT)
-
-
-def index(stub):
-    answer = stub.RepositoryIndex(protocol.RepositoryIndexRequest(), timeout=WAIT)
-    return [(m.name, m.version, m.state, m.reason) for m in answer.models]
 
 
 def open_files(pid):
