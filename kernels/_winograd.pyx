@@ -1,8 +1,8 @@
-"""Winograd-domain weights U = G g G' of F(4 x 4, 3 x 3) and F(2 x 2, 3 x 3).
+"""Winograd-domain weights U = G g G' of F(m x m, 3 x 3), m = 2, 4 and 6.
 
 The points of F(4, 3) are 0, +-sqrt(1/2), +-sqrt(2) and infinity, those of F(2, 3) 0, +-1 and
-infinity; the transforms of inputs and outputs in csrc/winograd.tmpl.h belong to them. U is computed
-in float64 and rounded once.
+infinity, those of F(6, 3) 0, +-1, +-2, +-1/2 and infinity; the transforms of inputs and outputs in
+csrc/winograd.tmpl.h belong to them. U is computed in float64 and rounded once.
 """
 
 import numpy as np
@@ -23,6 +23,18 @@ G = {
             [-2 / 3.0, ROOT / 3, -1 / 3.0],
             [1 / 6.0, ROOT / 6, 1 / 3.0],
             [1 / 6.0, -ROOT / 6, 1 / 3.0],
+            [0, 0, 1],
+        ]
+    ),
+    6: np.array(
+        [
+            [1, 0, 0],
+            [-2 / 9.0, -2 / 9.0, -2 / 9.0],
+            [-2 / 9.0, 2 / 9.0, -2 / 9.0],
+            [1 / 90.0, 1 / 45.0, 2 / 45.0],
+            [1 / 90.0, -1 / 45.0, 2 / 45.0],
+            [1 / 45.0, 1 / 90.0, 1 / 180.0],
+            [1 / 45.0, -1 / 90.0, 1 / 180.0],
             [0, 0, 1],
         ]
     ),
@@ -52,7 +64,7 @@ cdef int _transform(const float[:, :, :, ::1] w, const double[:, ::1] g,
                     float[:, :, ::1] u) except -1:
     """u[i * n + j][o][c] = (g w[o][c] g')[i][j]; BLAS would do it, with threads that spin."""
     cdef Py_ssize_t o, c, n = g.shape[0], i, j, k
-    cdef double half[6][3]
+    cdef double half[8][3]
     cdef double value
     with nogil:
         for o in range(w.shape[0]):
@@ -70,13 +82,13 @@ cdef int _transform(const float[:, :, :, ::1] w, const double[:, ::1] g,
 
 cdef class PackedWinograd:
     """weight: float32[O, C, 3, 3], bias: float32[O] or None, for images of height x width with
-    `padding`, stride 1. m: outputs a tile, 2 or 4. ready: as PackedConv has it. Raises ShapeError
-    for any other filter."""
+    `padding`, stride 1. m: outputs a tile, 2, 4 or 6. ready: as PackedConv has it. Raises
+    ShapeError for any other filter."""
 
     def __init__(self, weight, bias, height, width, padding, int m, ready=None):
         weight = float32_array(weight, "winograd: weight", 4)
         if weight.shape[2:] != (3, 3) or m not in G:
-            raise ShapeError(f"winograd: 3 x 3 filters and m = 2 or 4, got {weight.shape}, m {m}")
+            raise ShapeError(f"winograd: 3 x 3 filters, m = 2, 4 or 6, got {weight.shape}, m {m}")
         window = conv_window((height, width), (3, 3), 1, padding, 1, "floor", "winograd")
         self.m = m
         self.filters, self.channels = weight.shape[:2]

@@ -15,7 +15,7 @@ from math import ceil, prod
 from convserve.graph import layers
 from convserve.graph.layers import Shape
 from convserve.kernels._core import block
-from convserve.plan.abilities import can_winograd, is_depthwise
+from convserve.plan.abilities import can_winograd, can_winograd6, is_depthwise
 from convserve.plan.cost import Affine, Conv, Depthwise, Direct, Kernel, Moving, Pixels, Winograd
 from convserve.plan.lower import Step, image_shape
 
@@ -26,7 +26,7 @@ Times = Mapping[str, Mapping[int, float]]
 # Images a thread from which on a batch is a large one.
 MANY = 32
 # Of a convolution for which there is a choice.
-KERNELS = ("winograd4", "winograd2", "direct")
+KERNELS = ("winograd6", "winograd4", "winograd2", "direct")
 # Multiply-adds that a value takes, roughly.
 TAPS: dict[type[layers.Operator], int] = {
     layers.Softmax: 30,
@@ -70,6 +70,9 @@ def choose(
             return kernel
     cases = sorted({1, group} if choice.batch is None else {min(choice.batch, group)})
     measured = choice.times.get(step.nodes[0])
+    # a record from before one of them is no measure
+    if measured is not None and any(kernel.name not in measured for kernel in kernels):
+        measured = None
     costs = [[_cost(kernel, measured, images) for images in cases] for kernel in kernels]
     best = [min(column) for column in zip(*costs, strict=True)]
     regrets = [max(c / b for c, b in zip(row, best, strict=True)) for row in costs]
@@ -99,7 +102,8 @@ def alternatives(
             if is_depthwise(op, shape):
                 return [Depthwise(conv)]
             if can_winograd(op, shape):
-                return [Winograd(conv, 4), Winograd(conv, 2), Direct(conv)]
+                sizes = (6, 4, 2) if can_winograd6(op, shape) else (4, 2)
+                return [*(Winograd(conv, m) for m in sizes), Direct(conv)]
             return [Direct(conv)]
         case layers.Affine():
             return [Affine(prod(shape), step.shape[0])]

@@ -53,6 +53,8 @@ class Machine:
     output2: float
     input4: float  # of F(4, 3)
     output4: float
+    input6: float  # of F(6, 3)
+    output6: float
     tap: float  # of a depthwise filter or a pooling window, for a vector
     vector: float  # any other work on a vector
     near: float  # bytes a nanosecond, from the second-level cache
@@ -69,17 +71,17 @@ class Machine:
 machines = {
     "avx512": Machine(
         fma=0.274, chain=8.0, load=0.667, call=0.94, cell=0.10, turn=3.9,
-        input2=16.4, output2=17.4, input4=32.7, output4=68.1,
+        input2=16.4, output2=17.4, input4=32.7, output4=68.1, input6=76.0, output6=153.0,
         tap=0.27, vector=0.016, near=120.0, far=89.0, memory=18.7,
     ),
     "avx2": Machine(
         fma=0.137, chain=7.6, load=0.5, call=1.2, cell=0.30, turn=1.9,
-        input2=12.0, output2=11.0, input4=41.0, output4=48.0,
+        input2=12.0, output2=11.0, input4=41.0, output4=48.0, input6=107.0, output6=125.0,
         tap=0.11, vector=0.02, near=85.0, far=65.0, memory=12.4,
     ),
     "base": Machine(
         fma=0.28, chain=5.3, load=0.5, call=2.7, cell=0.20, turn=0.8,
-        input2=5.0, output2=10.8, input4=34.0, output4=54.0,
+        input2=5.0, output2=10.8, input4=34.0, output4=54.0, input6=88.0, output6=140.0,
         tap=0.20, vector=0.03, near=55.0, far=47.0, memory=15.4,
     ),
 }  # fmt: skip
@@ -236,9 +238,11 @@ class Winograd:
         passes = ceil(tiles / pass_tiles(self.m, conv.channels, conv.filters, tiles))
         line = _line(machine, conv.blocks, self.tile, tiles / passes, conv.channels, conv.planes)
         products = passes * self.coefficients * line
-        into, out = (
-            (machine.input4, machine.output4) if self.m == 4 else (machine.input2, machine.output2)
-        )
+        into, out = {
+            2: (machine.input2, machine.output2),
+            4: (machine.input4, machine.output4),
+            6: (machine.input6, machine.output6),
+        }[self.m]
         transforms = tiles * (conv.planes * into + conv.blocks * out)
         again = passes - 1 if passes > 1 else 0
         weights = machine.read(self.weight_bytes, 0)

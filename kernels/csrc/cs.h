@@ -74,7 +74,7 @@ typedef struct cs_depthwise {
 
 /* A 3 x 3 convolution of stride 1 by Winograd tiles of m x m outputs; x holds its padding. */
 typedef struct cs_winograd {
-    int32_t m;                  /* 2 or 4 */
+    int32_t m;                  /* 2, 4 or 6 */
     int32_t planes, blocks;     /* of the input and of the output */
     int32_t h, w, oh, ow;       /* the padded input's and the output's size */
     int32_t rows, columns;      /* tiles an image: ceil(oh / m), ceil(ow / m) */

@@ -14,6 +14,7 @@
 #include "peak.tmpl.h"
 #include "pointwise.tmpl.h"
 #include "pool.tmpl.h"
+#include "winograd6.tmpl.h"
 #include "winograd.tmpl.h"
 #include "winograd_train.tmpl.h"
 #include "train.tmpl.h"

@@ -1,4 +1,4 @@
-/* Winograd convolution F(m x m, 3 x 3), m = 4 or 2: of an (m + 2)^2 input tile, m^2 outputs with
+/* Winograd convolution F(m x m, 3 x 3), m = 6, 4 or 2: of an (m + 2)^2 input tile, m^2 outputs with
  * (m + 2)^2 multiplications a channel instead of 9 m^2 (Lavin and Gray, 2015).
  *
  *     V = B'dB of each tile and channel      transform_input:  V[coefficient][plane][tile][b]
@@ -50,12 +50,12 @@ typedef struct winograd_part {
     int r0, r1, c0, c1;
 } winograd_part;
 
-static const float winograd_zeros[6 * CS_VL] __attribute__((aligned(4 * CS_VL)));
+static const float winograd_zeros[8 * CS_VL] __attribute__((aligned(4 * CS_VL)));
 
 /* n rows of a tile: those outside the image are zeros */
 CS_INLINE void winograd_lines(const int n, const float *x, int64_t x_row, winograd_part part,
                               const float **line) {
-CS_UNROLL(6)
+CS_UNROLL(8)
     for (int i = 0; i < n; i++)
         line[i] = i >= part.r0 && i < part.r1 ? x + i * x_row : winograd_zeros;
 }
@@ -69,13 +69,13 @@ static __attribute__((noinline)) void winograd_edge(int n, winograd_part part, c
     }
 }
 
-/* Calls for 4 x 4 pixels of the row of tiles after this one: so short are the rows of small images that
+/* Calls for m x m pixels of the row of tiles after this one: so short are the rows of small images that
  * the processor would not foresee them. */
-CS_INLINE void winograd_prefetch(const float *p, int64_t row, const int write) {
-CS_UNROLL(4)
-    for (int i = 0; i < 4; i++)
-CS_UNROLL(4)
-        for (int j = 0; j < 4 * CS_VL; j += 16)
+CS_INLINE void winograd_prefetch(const int m, const float *p, int64_t row, const int write) {
+CS_UNROLL(6)
+    for (int i = 0; i < m; i++)
+CS_UNROLL(6)
+        for (int j = 0; j < m * CS_VL; j += 16)
             __builtin_prefetch(p + i * row + j, write, 2);
 }
 
@@ -307,14 +307,19 @@ static void winograd_input(const cs_winograd *p, int first, int count, const flo
         const winograd_part part = {-h, p->h - h, w < 0 ? -w : 0, p->w - w < n ? p->w - w : n};
         winograd_tile_fn *run = n == 4 ? winograd_input_tile2 : winograd_input_06;
         const int known = n == 6 && part.c0 <= 1 && part.c1 >= 2;
-        const int copy = !known && (part.c0 > 0 || part.c1 < n);
+        const int copy = n < 8 && !known && (part.c0 > 0 || part.c1 < n);
         if (known)
             run = winograd_input_tiles[part.c0][part.c1];
-        const float *start = x + h * p->x_row + (int64_t)w * CS_VL, *line[6];
+        const float *start = x + h * p->x_row + (int64_t)w * CS_VL, *line[8];
         float *out = v + (int64_t)(slot + i) * CS_VL;
         for (int c = 0; c < p->planes; c++, start += p->x_plane, out += (int64_t)slots * CS_VL) {
-            winograd_prefetch(start + 6 * p->x_row, p->x_row, 0);
-            winograd_lines(n == 4 ? 4 : 6, start, p->x_row, part, line);
+            winograd_lines(n, start, p->x_row, part, line);
+            if (n == 8) {
+                winograd_prefetch(6, start + 8 * p->x_row, p->x_row, 0);
+                winograd_input_tile6(part.c0, part.c1, line, out, coefficient);
+                continue;
+            }
+            winograd_prefetch(4, start + 6 * p->x_row, p->x_row, 0);
             if (copy)
                 winograd_edge(n, part, line, tile);
             run(line, out, coefficient);
@@ -338,7 +343,13 @@ static void winograd_output(const cs_winograd *p, int block, int blocks, int fir
             float *out = y + (block + b) * p->y_block + h / step * p->y_row + (int64_t)(w / step) * CS_VL;
             const float *residual =
                 r ? r + (block + b) * p->r_block + h * p->r_row + (int64_t)w * CS_VL : NULL;
-            winograd_prefetch(out + 4 * p->y_row, p->y_row, 1);
+            if (p->m == 6) {
+                winograd_prefetch(6, out + 6 * p->y_row, p->y_row, 1);
+                winograd_output_tile6(in, coefficient, shift, &p->activation, residual, p->r_row, p->pool,
+                                      out, p->y_row, rows, columns);
+                continue;
+            }
+            winograd_prefetch(4, out + 4 * p->y_row, p->y_row, 1);
             if (plain && rows >= 4 && columns >= 4)
                 winograd_output_whole4(in, coefficient, shift, &p->activation, residual, p->r_row, out,
                                        p->y_row);

@@ -141,7 +141,7 @@ static void winograd_gradient(const cs_winograd *p, int blocks, int first, int c
         const float *start = g + h * p->y_row + (int64_t)w * CS_VL, *line[4];
         float *out = v + (int64_t)(slot + i) * CS_VL;
         for (int b = 0; b < blocks; b++, start += p->y_block, out += (int64_t)slots * CS_VL) {
-            winograd_prefetch(start + 4 * p->y_row, p->y_row, 0);
+            winograd_prefetch(4, start + 4 * p->y_row, p->y_row, 0);
             winograd_lines(4, start, p->y_row, part, line);
             run(line, out, coefficient);
         }

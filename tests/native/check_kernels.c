@@ -123,12 +123,15 @@ static void check_conv(int channels, int filters, int size, int stride, int oh, 
 }
 
 /* u = g w g' of the points that the transforms belong to: one row of g per coefficient */
-static void winograd_weight(int m, const layer *l, int o, int c, double u[36]) {
+static void winograd_weight(int m, const layer *l, int o, int c, double u[64]) {
     const double s = sqrt(2.0);
     const double g4[6][3] = {{1, 0, 0}, {-2 / 3.0, -s / 3, -1 / 3.0}, {-2 / 3.0, s / 3, -1 / 3.0},
                              {1 / 6.0, s / 6, 1 / 3.0}, {1 / 6.0, -s / 6, 1 / 3.0}, {0, 0, 1}};
     const double g2[4][3] = {{1, 0, 0}, {0.5, 0.5, 0.5}, {0.5, -0.5, 0.5}, {0, 0, 1}};
-    const double (*g)[3] = m == 4 ? g4 : g2;
+    const double g6[8][3] = {{1, 0, 0}, {-2 / 9.0, -2 / 9.0, -2 / 9.0}, {-2 / 9.0, 2 / 9.0, -2 / 9.0},
+                             {1 / 90.0, 1 / 45.0, 2 / 45.0}, {1 / 90.0, -1 / 45.0, 2 / 45.0},
+                             {1 / 45.0, 1 / 90.0, 1 / 180.0}, {1 / 45.0, -1 / 90.0, 1 / 180.0}, {0, 0, 1}};
+    const double (*g)[3] = m == 6 ? g6 : m == 4 ? g4 : g2;
     for (int i = 0; i < m + 2; i++)
         for (int j = 0; j < m + 2; j++) {
             u[i * (m + 2) + j] = 0;
@@ -154,7 +157,7 @@ static void check_winograd(int m, int channels, int filters, int oh, int ow) {
     k->winograd_input(&p, 0, slots, l.x, v, 0, slots);
     for (int o = 0; o < filters; o++)
         for (int t = 0; t < slots; t++) {
-            double sums[36] = {0}, u[36];
+            double sums[64] = {0}, u[64];
             for (int c = 0; c < channels; c++) {
                 winograd_weight(m, &l, o, c, u);
                 for (int i = 0; i < n; i++)
@@ -164,7 +167,8 @@ static void check_winograd(int m, int channels, int filters, int oh, int ow) {
                 products[i * m_step + ((int64_t)(o / b) * slots + t) * b + o % b] = (float)sums[i];
         }
     k->winograd_output(&p, 0, blocks, 0, slots, products, 0, slots, l.bias, l.r, y);
-    check_layer(&l, m == 4 ? "F(4, 3)" : "F(2, 3)", y, channels * 9 * 16 * (double)FLT_EPSILON);
+    const char *name = m == 6 ? "F(6, 3)" : m == 4 ? "F(4, 3)" : "F(2, 3)";
+    check_layer(&l, name, y, channels * 9 * (m == 6 ? 128 : 16) * (double)FLT_EPSILON);
     free(v);
     free(products);
     free(y);
@@ -353,7 +357,7 @@ int main(void) {
         for (int ow = 1; ow <= 2 * b + 3; ow++)
             check_conv(3, 2 * b + 1 + ow % 2, 5, 1 + ow % 4 / 2, 2, ow, 1);
         for (int size = 1; size <= 9; size += 2)
-            for (int m = 2; m <= 4; m += 2)
+            for (int m = 2; m <= 6; m += 2)
                 check_winograd(m, b + 2, 2 * b - 1, size, size + 1);
         for (int size = 3; size <= 7; size += 2)
             for (int stride = 1; stride <= 2; stride++)
