@@ -18,7 +18,7 @@ from pathlib import Path
 __all__ = ["MemoryKeeper"]
 
 _SECONDS = 1.0  # between two looks
-_GROWN = 1 << 20  # bytes
+_GROWN = 1 << 19  # bytes
 _GROWN_MUCH = 64 << 20
 _QUIET = 0.1  # of a core, below which nobody is kept waiting
 _STATM = Path("/proc/self/statm")
