@@ -198,10 +198,14 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """With 256 colours, which takes half the bytes."""
     figure.savefig(path, dpi=130)
     with Image.open(path) as image:
-        image.convert("RGB").quantize(256).save(path, optimize=True)
+        write(image.convert("RGB"), path)
+
+
+def write(image: Image.Image, path: Path) -> None:
+    """With 256 colours, which takes half the bytes."""
+    image.quantize(256).save(path, optimize=True)
     print(f"wrote {path.name}, {path.stat().st_size / 1000:.0f} kB")
 
 

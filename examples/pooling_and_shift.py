@@ -14,9 +14,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from convolution_figures import INK, LINE, SOFT, save, write
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
-from PIL import Image
 
 import convserve
 from convserve import Graph, datasets, kernels, layers
@@ -25,7 +25,6 @@ from convserve.engine.model import Model
 from convserve.feature_maps import draw
 from convserve.graph import summarise
 
-INK, SOFT, LINE = "#212529", "#5c636a", "#dfe3e8"
 COLOURS = {
     "fully connected": "#868e96",
     "no pooling": "#0f7b8a",
@@ -254,11 +253,8 @@ def feature_maps(model: Model, data: Dataset, folder: Path) -> None:
     names = ["relu1", "pool1", "relu2", "pool2", "output"]
     pixels = data.test.x[int(np.flatnonzero(data.test.y == 4)[0])]
     maps = model.predict(pixels[None], outputs=names)
-    path = folder / "feature-maps.png"
-    draw(pixels, {name: maps[name][0] for name in names}, model.labels).quantize(256).save(
-        path, optimize=True
-    )
-    print(f"wrote {path.name}, {path.stat().st_size / 1000:.0f} kB")
+    drawn = draw(pixels, {name: maps[name][0] for name in names}, model.labels)
+    write(drawn, folder / "feature-maps.png")
 
 
 def polish(axes, across: str, up: str) -> None:
@@ -269,14 +265,6 @@ def polish(axes, across: str, up: str) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[:].set_color(LINE)
     axes.tick_params(color=LINE, labelcolor=SOFT, which="both")
-
-
-def save(figure: Figure, path: Path) -> None:
-    """With 256 colours, which takes half the bytes."""
-    figure.savefig(path, dpi=130)
-    with Image.open(path) as image:
-        image.convert("RGB").quantize(256).save(path, optimize=True)
-    print(f"wrote {path.name}, {path.stat().st_size / 1000:.0f} kB")
 
 
 if __name__ == "__main__":

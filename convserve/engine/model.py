@@ -200,7 +200,7 @@ class Model:
 
     def _checked_inputs(self, x: Any) -> list[Input]:
         """One array for each input, in the graph's order."""
-        if self.takes_one and (isinstance(x, np.ndarray) or not isinstance(x, Mapping)):
+        if self.takes_one and not isinstance(x, Mapping):
             return [self._checked(x, "x", self.graph.input_shape)]
         inputs = self.graph.inputs
         if isinstance(x, Mapping):

@@ -74,10 +74,7 @@ class PriorityQueues:
         return sum(map(len, self._levels))
 
     def __bool__(self) -> bool:
-        for level in self._levels:  # noqa: SIM110  (each request comes by here)
-            if level.waiting or level.delayed:
-                return True
-        return False
+        return any(level.waiting or level.delayed for level in self._levels)
 
     def __iter__(self) -> Iterator[Request]:
         """In the order of execution."""

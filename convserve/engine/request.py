@@ -81,7 +81,7 @@ class Request:
 
     def cancel(self) -> None:
         """Give up: not computed if it still waits, and the answer is thrown away if it runs."""
-        if self._result is None and self._error is None:
+        if not self.done:
             self.fail(CancelledError("the request was cancelled"))
 
     def finish(self, result: Mapping[str, Array]) -> None:
@@ -94,7 +94,7 @@ class Request:
 
     def _end(self, result: Mapping[str, Array] | None, error: BaseException | None) -> None:
         with self._lock:
-            if self._result is not None or self._error is not None:
+            if self.done:
                 return
             self._result, self._error = result, error
         self._ended.release()
@@ -103,7 +103,7 @@ class Request:
         """Whether the request needs no computing any more: ended, or its deadline has passed."""
         if self.deadline is not None and now >= self.deadline:
             self.fail(DeadlineExceededError("the request's deadline passed before it was answered"))
-        return self._result is not None or self._error is not None
+        return self.done
 
     def wait(self, until: float | None) -> bool:
         """Wait for the end, at most until the deadline and `until`; whether it has ended."""

@@ -30,6 +30,7 @@ def example(name: str, *arguments: object) -> str:
     told = io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(told):
         patch.setattr(sys, "argv", [path, *map(str, arguments)])
+        patch.syspath_prepend(EXAMPLES)  # as for a script
         runpy.run_path(path, run_name="__main__")
     return told.getvalue()
 
