@@ -80,19 +80,26 @@ def plain(repository):
     return Model.from_file(model_file.load(path), name="plain")
 
 
-def warm(stub, request, callers=48):
-    """Have the server start its threads and import what it imports on first use."""
+def warm(server, callers=48):
+    """Have the server do once what takes memory for good: its threads, what it imports on first
+    use, and the arenas of large batches, which come over several connections.
+    """
+    model = server.model.split(",")[0]
     files = []
     for kind in ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM"):
         file = io.BytesIO()
         Image.fromarray(np.zeros((28, 28), np.uint8)).save(file, kind)
         files.append(file.getvalue())
-    encoded = protocol.ModelInferRequest(model_name=request.model_name)
+    encoded = protocol.ModelInferRequest(model_name=model)
     encoded.inputs.add(name="input", datatype="BYTES", shape=[len(files)])
     encoded.raw_input_contents.append(tensors.encode_bytes(files))
-    for message in (request, encoded):
-        for call in [stub.ModelInfer.future(message, timeout=WAIT) for _ in range(callers)]:
-            call.result()
+    few, many = (make_request(np.zeros((n, 1, 28, 28), np.float32), model=model) for n in (2, 64))
+    with ExitStack() as stack:
+        stubs = [Stub(stack.enter_context(server.connect())) for _ in range(8)]
+        for message in (few, encoded, many):
+            calls = [stubs[n % 8].ModelInfer.future(message, timeout=WAIT) for n in range(callers)]
+            for call in calls:
+                call.result()
 
 
 @pytest.fixture(scope="session")
@@ -100,7 +107,7 @@ def server(repository, tmp_path_factory):
     process = ServerProcess(
         "--model-repository", repository, log=tmp_path_factory.mktemp("log") / "server.log"
     )
-    warm(process.stub, make_request(np.zeros((2, 1, 28, 28), np.float32)))
+    warm(process)
     yield process
     process.close()
     assert "Traceback" not in process.log, process.log
@@ -133,8 +140,7 @@ def launch(tmp_path_factory):
 
         def warmed(*arguments, **keywords):
             process = start(*arguments, **keywords)
-            blank = np.zeros((2, 1, 28, 28), np.float32)
-            warm(process.stub, make_request(blank, model=process.model.split(",")[0]))
+            warm(process)
             return process
 
         yield warmed
