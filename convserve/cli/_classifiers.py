@@ -69,10 +69,12 @@ class ServedClassifier:
         what = f"model {config.name!r} of the server"
         _one_input([tensor.name for tensor in metadata.inputs], what)
         self._client = client
-        self._name = config.name
+        self.name: str = config.name
         self._batch_size = batch_size
         # The first dimension is the batch, unless the server says that there is none.
-        self.classes = _classes(tuple(metadata.outputs[0].shape)[1:], what)
+        self.input_shape = tuple(metadata.inputs[0].shape)[1:]
+        self.outputs = tuple(tuple(tensor.shape)[1:] for tensor in metadata.outputs)
+        self.classes = _classes(self.outputs[0], what)
         labels = _parameter(config, "labels", what)
         self.labels = None if labels is None else [str(label) for label in labels]
         values = _parameter(config, "preprocessing", what)
@@ -80,7 +82,7 @@ class ServedClassifier:
 
     def scores(self, batches: Iterable[Pixels]) -> Generator[Scores, None, None]:
         results = self._client.predict_many(
-            batches, model=self._name, batch=self._batch_size, in_flight=IN_FLIGHT
+            batches, model=self.name, batch=self._batch_size, in_flight=IN_FLIGHT
         )
         with closing(results):
             for result in results:
@@ -98,15 +100,17 @@ def open_classifier(
     if model is not None:
         return nullcontext(LocalClassifier(model, threads))
     assert server is not None
-    return _Connection(server, name, batch_size)
+    return Connection(server, name, batch_size)
 
 
-class _Connection(AbstractContextManager[Classifier]):
+class Connection(AbstractContextManager[ServedClassifier]):
+    """A server's model, until the end of the block. name: None for its only one."""
+
     def __init__(self, server: Target, name: str | None, batch_size: int) -> None:
         self._client = server.client()
         self._name, self._batch_size = name, batch_size
 
-    def __enter__(self) -> Classifier:
+    def __enter__(self) -> ServedClassifier:
         try:
             return ServedClassifier(self._client, self._name, self._batch_size)
         except BaseException:

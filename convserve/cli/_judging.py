@@ -6,17 +6,14 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
-import numpy as np
-from numpy.typing import NDArray
 
 from convserve import datasets
+from convserve.cli._candidates import Candidate
 from convserve.cli._common import threads_option
 from convserve.cli._training import cache_choice, folder_options, image_size_option
 from convserve.datasets import Dataset, Split
-from convserve.engine.model import Model
 from convserve.errors import DatasetError
-from convserve.graph import layers
-from convserve.training.metrics import Judged, judge
+from convserve.training.metrics import Judged, are_probabilities, judge
 from convserve.training.tta import TTA, predict_views
 
 if TYPE_CHECKING:
@@ -79,7 +76,7 @@ class JudgedImages:
         self._options = options
         self._loaded: tuple[Any, Dataset] | None = None
 
-    def of(self, model: Model) -> tuple[Dataset, Split]:
+    def of(self, model: Candidate) -> tuple[Dataset, Split]:
         """The data set and its split, checked to fit; DatasetError where they do not."""
         told, split = self._options, self._options["split"]
         wanted = self._wanted(model)
@@ -103,7 +100,7 @@ class JudgedImages:
         _check_fit(model, data)
         return data, images
 
-    def _wanted(self, model: Model) -> dict[str, Any]:
+    def _wanted(self, model: Candidate) -> dict[str, Any]:
         """How a folder's images are brought to their size: as the model has it, if not told."""
         size, recipe = self._options["image_size"], None
         if (self._options["data"] or "").startswith("folder:"):
@@ -113,21 +110,15 @@ class JudgedImages:
         return {"image_size": size, "recipe": recipe}
 
 
-def answers(model: Model, images: Split, options: dict[str, Any]) -> Judged:
+def answers(model: Candidate, images: Split, options: dict[str, Any]) -> Judged:
     """The model's answers to all images, as `--tta` and `--batch-size` say."""
-    (output,) = model.graph.outputs.values()
-    probabilities = isinstance(model.graph.node(output).op, layers.Softmax)
-
-    def predict(x: NDArray[np.uint8]) -> NDArray[np.float32]:
-        scores = model.predict(x)
-        assert isinstance(scores, np.ndarray)  # one output
-        return scores
-
-    parts, size = [], options["batch_size"]
+    parts, size, probabilities = [], options["batch_size"], model.probabilities
     for start in range(0, len(images), size):
-        x = images.x[start : start + size]
-        scores = predict_views(predict, x, options["tta"], probabilities)
-        parts.append(judge(scores, images.y[start : start + size], probabilities))
+        x, y = images.x[start : start + size], images.y[start : start + size]
+        if probabilities is None:
+            probabilities = are_probabilities(model.predict(x))
+        scores = predict_views(model.predict, x, options["tta"], probabilities)
+        parts.append(judge(scores, y, probabilities))
     return Judged.joined(parts)
 
 
@@ -146,7 +137,7 @@ def some(labels: Sequence[str]) -> str:
     return ", ".join(labels[:10]) + (f", … ({len(labels)})" if len(labels) > 10 else "")
 
 
-def _check_fit(model: Model, data: Dataset) -> None:
+def _check_fit(model: Candidate, data: Dataset) -> None:
     """A model and data of different meaning would give a wrong figure without an error."""
     if model.preprocessing is None:
         raise DatasetError("the model has no preprocessing, so raw pixels can't be given to it")
@@ -155,18 +146,16 @@ def _check_fit(model: Model, data: Dataset) -> None:
             f"the model takes images of {model.input_shape} (channels, height, width), "
             f"those of {data.name} are {data.input_shape}"
         )
-    if model.labels is not None and tuple(model.labels) != data.labels:
+    if model.labels is not None and model.labels != data.labels:
         raise DatasetError(
             f"the model's classes are {some(model.labels)}, those of {data.name} are "
             f"{some(data.labels)}"
         )
-    if len(model.output_names) != 1:
+    if len(model.outputs) != 1:
+        raise DatasetError(f"the model has {len(model.outputs)} outputs; eval needs exactly one")
+    (output,) = model.outputs
+    if output != (len(data.labels),):
         raise DatasetError(
-            f"the model has {len(model.output_names)} outputs; eval needs exactly one"
-        )
-    (output,) = model.graph.outputs.values()
-    if model.graph.shape(output) != (len(data.labels),):
-        raise DatasetError(
-            f"the model gives {'×'.join(map(str, model.graph.shape(output)))} scores an image, "
+            f"the model gives {'×'.join(map(str, output))} scores an image, "
             f"{data.name} has {len(data.labels)} classes"
         )

@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 import convserve
+from convserve.cli._candidates import Candidate
 from convserve.cli._common import printable
 from convserve.cli._judging import JudgedImages, answers, console, judging_options, some
 from convserve.datasets import Split
-from convserve.engine.model import Model
 from convserve.errors import DatasetError
 from convserve.training import metrics
 from convserve.training.metrics import Judged
@@ -49,13 +49,15 @@ def command(old: Path, new: Path, as_json: bool, **options: Any) -> None:
       classes   [{label, images, old, new, lost, won}], old and new: how many are right
       changed   [{image, label, old, new}], the answers; image: a file's path, or its row
     """
-    models = [convserve.load(path, threads=options["threads"]) for path in (old, new)]
+    models = [
+        Candidate.of(convserve.load(path, threads=options["threads"]), str(path))
+        for path in (old, new)
+    ]
     _check_alike(*models)
-    source, judged, names = JudgedImages(options), [], []
+    source, judged = JudgedImages(options), []
     for model in models:
         data, images = source.of(model)
         judged.append(answers(model, images, options))
-        names.append(str(old if model is models[0] else new))
     if len(judged[0].rank) != len(judged[1].rank):
         raise DatasetError(
             f"the models see {len(judged[0].rank)} and {len(judged[1].rank)} images of {data.name}"
@@ -65,8 +67,8 @@ def command(old: Path, new: Path, as_json: bool, **options: Any) -> None:
         **{name: options[name] for name in ("split", "tta")},
         **contrast(data.labels, images, *judged),
     }
-    for key, name in zip(("old", "new"), names, strict=True):
-        figures[key] = {"model": name, **figures[key]}
+    for key, model in zip(("old", "new"), models, strict=True):
+        figures[key] = {"model": model.name, **figures[key]}
     if as_json:
         click.echo(json.dumps(figures, indent=2))
     else:
@@ -108,7 +110,7 @@ def contrast(labels: tuple[str, ...], images: Split, old: Judged, new: Judged) -
     }
 
 
-def _check_alike(old: Model, new: Model) -> None:
+def _check_alike(old: Candidate, new: Candidate) -> None:
     if old.labels is not None and new.labels is not None and old.labels != new.labels:
         where = next(
             (k for k, (a, b) in enumerate(zip(old.labels, new.labels, strict=False)) if a != b),

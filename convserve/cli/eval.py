@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,10 +12,13 @@ import click
 import numpy as np
 
 import convserve
-from convserve.cli._common import model_argument, printable
+from convserve.cli._candidates import Candidate
+from convserve.cli._classifiers import Connection
+from convserve.cli._common import printable
 from convserve.cli._judging import JudgedImages, answers, console, judging_options
 from convserve.cli._report import Report, Subject, report_options
-from convserve.datasets import Split
+from convserve.cli._target import Target, server_options
+from convserve.datasets import Dataset, Split
 from convserve.training import metrics
 from convserve.training.metrics import Judged
 
@@ -26,11 +30,19 @@ LISTED = 20  # worst errors in the JSON
 
 
 @click.command()
-@model_argument
+@click.argument("model", type=click.Path(path_type=Path), required=False)
+@server_options("Measure a model of a running server instead of MODEL.")
+@click.option("--model-name", help="Which of the server's models.  [default: the only one]")
 @judging_options
 @report_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead.")
-def command(model: Path, as_json: bool, **options: Any) -> None:
+def command(
+    model: Path | None,
+    server: Target | None,
+    model_name: str | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
     """Measure a model's accuracy on a data set.
 
     Prints, for each class, how many of its images MODEL (an .npz file) puts first in the right
@@ -38,6 +50,9 @@ def command(model: Path, as_json: bool, **options: Any) -> None:
     wrong with the highest confidence; and last the share over all images that it gets right. The
     images are the data set's raw pixels, which the model normalises itself; images of a folder are
     resized to the model's input.
+
+    With --server it is a server's model whose answers are measured, with the same figures. The
+    images are sent as raw pixels.
 
     Precision is the share of the answers with a class that is right, recall the share of the
     class's images that is found. The expected calibration error is the mean difference between
@@ -52,23 +67,50 @@ def command(model: Path, as_json: bool, **options: Any) -> None:
       calibration  {error, bins [{from, to, images, confidence, accuracy}]}
       worst        [{image, label, predicted, confidence}]; image: a file's path, or its row
     """
+    if (model is None) == (server is None):
+        raise click.UsageError("give either MODEL or --server HOST:PORT")
+    if server is not None:
+        if options["report"] is not None or options["report_images"]:
+            raise click.UsageError("--report draws what is in a model: give MODEL, not --server")
+        if options["threads"] is not None:
+            raise click.UsageError("--threads is for MODEL: the server has its own")
+        with Connection(server, model_name, options["batch_size"]) as classifier:
+            _judge(Candidate.served(classifier), as_json, options)
+        return
+    if model_name is not None:
+        raise click.UsageError("--model-name goes with --server")
+    assert model is not None
     report = Report.asked_for(options)
     loaded = convserve.load(model, threads=options["threads"])
-    data, images = JudgedImages(options).of(loaded)
     if report is not None and loaded.preprocessing is not None:
         report.decode(loaded.preprocessing)
-    judged = answers(loaded, images, options)
+
+    def draw(data: Dataset, images: Split, judged: Judged) -> None:
+        if report is not None:
+            about = (data.name, options["split"], data.labels, images, judged)
+            report.write(Subject(model.name, loaded, *about), err=as_json)
+
+    _judge(Candidate.of(loaded, str(model)), as_json, options, draw)
+
+
+def _judge(
+    candidate: Candidate,
+    as_json: bool,
+    options: dict[str, Any],
+    draw: Callable[[Dataset, Split, Judged], None] = lambda *_: None,
+) -> None:
+    data, images = JudgedImages(options).of(candidate)
+    judged = answers(candidate, images, options)
     figures = evaluate(data.labels, images, judged)
-    split = options["split"]
     if as_json:
-        head = {"model": str(model), "data": data.name}
+        head = {"model": candidate.name, "data": data.name}
         told = {name: options[name] for name in ("split", "tta")}
         click.echo(json.dumps({**head, **told, **figures}, indent=2))
     else:
-        _print(figures, f"{model.name} on the {split} images of {data.name}")
-    if report is not None:
-        subject = Subject(model.name, loaded, data.name, split, data.labels, images, judged)
-        report.write(subject, err=as_json)
+        _print(
+            figures, f"{Path(candidate.name).name} on the {options['split']} images of {data.name}"
+        )
+    draw(data, images, judged)
     if not as_json:
         click.echo(f"accuracy {100 * figures['accuracy']:.2f} %")
 

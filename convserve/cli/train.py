@@ -12,6 +12,7 @@ import click
 
 from convserve import datasets, model_file
 from convserve._npz import atomic_file
+from convserve.cli._candidates import Candidate
 from convserve.cli._common import printable, threads_option
 from convserve.cli._judging import answers
 from convserve.cli._report import Report, Run, Subject, report_options
@@ -275,7 +276,8 @@ def _draw(report: Report, job: _Job, data: Dataset, result: TrainResult) -> None
     parts = {"test": data.test, "validation": data.validation, "training": data.train}
     part, images = next((name, split) for name, split in parts.items() if split is not None)
     model = Model.from_file(result.model, threads=job.options["threads"])
-    judged = answers(model, images, {"batch_size": 256, "tta": "none"})
+    asked = Candidate.of(model, job.out.name)
+    judged = answers(asked, images, {"batch_size": 256, "tta": "none"})
     subject = Subject(job.out.name, model, data.name, part, data.labels, images, judged)
     report.write(subject, Run(result.history, result.epoch, result.test_accuracy, result.seconds))
 

@@ -23,6 +23,7 @@ from convserve.errors import ShapeError
 __all__ = [
     "Calibration",
     "Judged",
+    "are_probabilities",
     "calibration",
     "confused_pairs",
     "confusion_matrix",
@@ -67,6 +68,11 @@ class Calibration(NamedTuple):
     confidence: Floats
     accuracy: Floats
     error: float
+
+
+def are_probabilities(scores: NDArray[np.floating]) -> bool:
+    """Whether scores [N, K] look as a softmax leaves them: none below 0, each row's sum 1."""
+    return bool((scores >= 0).all() and np.allclose(scores.sum(axis=1), 1, atol=1e-3))
 
 
 def judge(scores: NDArray[np.floating[Any]], y: Labels, probabilities: bool) -> Judged:

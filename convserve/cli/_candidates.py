@@ -1,0 +1,70 @@
+"""What `eval` and `compare` judge: a model in this process, or one that a server has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from convserve.cli._classifiers import ServedClassifier
+from convserve.engine.model import Model
+from convserve.graph import layers
+from convserve.preprocessing import Preprocessing
+
+__all__ = ["Candidate"]
+
+Pixels = NDArray[np.uint8]  # [N, C, H, W]
+Scores = NDArray[np.float32]  # [N, classes]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """What has to be known of a model to judge its answers.
+
+    outputs: the shape of each for one image. probabilities: whether scores are those of a softmax;
+    None if only the scores can tell.
+    """
+
+    name: str
+    input_shape: tuple[int, ...]
+    outputs: tuple[tuple[int, ...], ...]
+    preprocessing: Preprocessing | None
+    labels: tuple[str, ...] | None
+    probabilities: bool | None
+    predict: Callable[[Pixels], Scores]
+
+    @classmethod
+    def served(cls, classifier: ServedClassifier) -> Candidate:
+        """One that a server has: whoever asks it sees the scores and no network."""
+        return cls(
+            classifier.name,
+            classifier.input_shape,
+            classifier.outputs,
+            classifier.preprocessing,
+            None if classifier.labels is None else tuple(classifier.labels),
+            None,
+            lambda x: next(classifier.scores([x])),
+        )
+
+    @classmethod
+    def of(cls, model: Model, name: str) -> Candidate:
+        """A model in this process."""
+        graph = model.graph
+        (first, *_) = graph.outputs.values()
+
+        def predict(x: Pixels) -> Scores:
+            scores = model.predict(x)
+            assert isinstance(scores, np.ndarray)  # one output
+            return scores
+
+        return cls(
+            name,
+            model.input_shape,
+            tuple(map(graph.shape, graph.outputs.values())),
+            model.preprocessing,
+            None if model.labels is None else tuple(model.labels),
+            isinstance(graph.node(first).op, layers.Softmax),
+            predict,
+        )
