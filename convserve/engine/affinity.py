@@ -5,6 +5,12 @@ has to wake a core, which takes longer than all that a small inference does: of 
 17 context switches a request, and half of its throughput (docs/operations.md). On one core the
 kernel only switches. What computes for longer than a moment is not bound to it.
 
+And there they take turns: none interrupts another when it wakes up (the kernel calls that "batch").
+Else a thread that hands over the interpreter's lock is interrupted by the one it wakes before it
+has let go of all of it; that one goes back to sleep, and the handing over takes three switches,
+half of all that there were. The threads in which gRPC reads and writes may interrupt: they don't
+need that lock, and should not have to wait where another process keeps the core busy.
+
     bound()     starts gRPC: the threads that come into being stay on the core, and theirs
     roam()      for threads that compute, decode or load: all cores that the process may use
     anywhere()  around long work in a thread that is bound
@@ -52,33 +58,56 @@ def choose(index: int | None = None) -> int | None:
     return cores[(os.getpid() if index is None else index) % len(cores)]
 
 
-def bound(core: int | None, start: Callable[[], T]) -> T:
+def bound(core: int | None, start: Callable[[], T], *, in_turns: bool = True) -> T:
     """What `start()` returns; the threads that it starts, and theirs, are bound to the core.
 
-    It is called in a thread that is bound, so that the main thread never is. None: binds nothing.
+    in_turns: they don't interrupt each other. `start` is called in a thread that is bound, so that
+    the main thread never is. core: None binds nothing.
     """
     global _core
     if core is None:
         return start()
     _core = core
-    with ThreadPoolExecutor(1, initializer=lambda: os.sched_setaffinity(0, {core})) as pool:
+
+    def bind() -> None:
+        os.sched_setaffinity(0, {core})
+        if in_turns:
+            _set_in_turns(True)
+
+    with ThreadPoolExecutor(1, initializer=bind) as pool:
         return pool.submit(start).result()
 
 
+def _set_in_turns(value: bool) -> None:
+    """For the calling thread; not where somebody has chosen a policy for the whole process."""
+    with contextlib.suppress(AttributeError, OSError):  # Linux only, and not in every sandbox
+        if os.sched_getscheduler(os.getpid()) == os.SCHED_OTHER:
+            policy = os.SCHED_BATCH if value else os.SCHED_OTHER
+            os.sched_setscheduler(0, policy, os.sched_param(0))
+
+
+def _is_in_turns() -> bool:
+    try:
+        return os.sched_getscheduler(0) == os.SCHED_BATCH
+    except (AttributeError, OSError):
+        return False
+
+
 def roam() -> None:
-    """Let the calling thread run on all cores of the process."""
+    """Let the calling thread run on all cores of the process, and whenever it has work."""
     if _core is not None:
         with contextlib.suppress(OSError):  # the cores were taken away: the kernel has seen to it
             os.sched_setaffinity(0, _allowed())
+        _set_in_turns(False)
 
 
 @contextlib.contextmanager
 def anywhere() -> Iterator[None]:
-    """Let the calling thread run on all cores during the block."""
+    """Let the calling thread run on all cores, and whenever it has work, during the block."""
     if _core is None:
         yield
         return
-    before = os.sched_getaffinity(0)
+    before, in_turns = os.sched_getaffinity(0), _is_in_turns()
     roam()
     try:
         yield
@@ -86,6 +115,8 @@ def anywhere() -> Iterator[None]:
         if len(before) == 1 and _core is not None:
             with contextlib.suppress(OSError):
                 os.sched_setaffinity(0, {_core})
+        if in_turns:
+            _set_in_turns(True)
 
 
 class CoreWatch:

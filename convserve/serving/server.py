@@ -132,8 +132,9 @@ class Server:
         self._health = health.HealthServicer()
         self.host = options.host
         core = choose(options.core) if options.one_core else None
-        self._grpc = bound(core, lambda: self._make_grpc(options))
-        self.port = bound(core, lambda: self._bind(options))
+        # These start gRPC's own threads, `start` those that run Python.
+        self._grpc = bound(core, lambda: self._make_grpc(options), in_turns=False)
+        self.port = bound(core, lambda: self._bind(options), in_turns=False)
         self._metrics = None
         if options.metrics_port is not None:
             pages = metrics.registry(repository, self.dropped)

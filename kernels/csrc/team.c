@@ -78,12 +78,16 @@ static int join_call(uint64_t number) {
     return 0;
 }
 
-/* Whoever started the thread may be bound to a core, on which it must not stay. */
+/* Whoever started the thread may be bound to a core and wait there until others sleep. A worker has
+ * the cores of the process, and its policy unless somebody has chosen one. */
 static void run_anywhere(void) {
 #ifdef __linux__
+    const struct sched_param none = {0};
     cpu_set_t cores;
     if (sched_getaffinity(getpid(), sizeof cores, &cores) == 0)
         sched_setaffinity(0, sizeof cores, &cores);
+    if (sched_getscheduler(getpid()) == SCHED_OTHER)
+        sched_setscheduler(0, SCHED_OTHER, &none);
 #endif
 }
 

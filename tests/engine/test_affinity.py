@@ -76,6 +76,47 @@ def test_a_thread_that_is_not_bound_stays_free_after_long_work():
     assert os.sched_getaffinity(0) == set(CORES)
 
 
+@pytest.mark.skipif(not hasattr(os, "SCHED_BATCH"), reason="needs Linux")
+def test_bound_threads_take_turns_unless_they_compute():
+    policy = os.sched_getscheduler(0)
+    if policy != os.SCHED_OTHER:
+        pytest.skip("somebody has chosen a policy")
+    seen = []
+
+    def work():
+        seen.append(os.sched_getscheduler(0))
+        with affinity.anywhere():
+            seen.append(os.sched_getscheduler(0))
+        seen.append(os.sched_getscheduler(0))
+        affinity.roam()
+        seen.append(os.sched_getscheduler(0))
+
+    for in_turns in (True, False):
+        thread = threading.Thread(target=work)
+        affinity.bound(CORES[0], thread.start, in_turns=in_turns)
+        thread.join()
+    free, turns = os.SCHED_OTHER, os.SCHED_BATCH
+    assert seen == [turns, free, turns, free, free, free, free, free]
+    assert os.sched_getscheduler(0) == policy
+
+
+@pytest.mark.skipif(not hasattr(os, "SCHED_BATCH"), reason="needs Linux")
+def test_a_policy_that_somebody_has_chosen_stays(monkeypatch):
+    monkeypatch.setattr(os, "sched_getscheduler", lambda _: os.SCHED_IDLE)
+    changed = []
+    monkeypatch.setattr(os, "sched_setscheduler", lambda *given: changed.append(given))
+    affinity.bound(CORES[1], affinity.roam)
+    assert not changed
+
+
+def test_a_sandbox_without_scheduling_policies_is_no_obstacle(monkeypatch):
+    def refuse(*_):
+        raise PermissionError
+
+    monkeypatch.setattr(os, "sched_setscheduler", refuse)
+    assert affinity.bound(CORES[1], cores_in_thread) == {CORES[1]}
+
+
 def test_the_engine_uses_all_cores_from_a_bound_thread():
     from convserve.kernels._cores import usable_cores
 
