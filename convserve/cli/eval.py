@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 SHOWN = 10  # classes up to which the confusion matrix is shown, and rows of other tables
+MATRIX = 100  # classes up to which the JSON has it whole
 LISTED = 20  # worst errors in the JSON
 
 
@@ -62,7 +63,10 @@ def command(
     Keys of --json:
       model, data, split, tta, images, correct, accuracy (0 to 1), top5 (null below 6 classes),
       classes      [{label, images, predicted, correct, precision, recall}]
-      confusion    a row for each right class, a column for each answer
+      confusion    a row for each right class, a column for each answer; null above 100 classes
+      confusion_cells
+                   above 100 classes [[right class, answer, images]], those that are not 0, by
+                   the classes' places in `classes` from 0; else null
       confused     [{label, predicted, images}], the most frequent mistakes
       calibration  {error, bins [{from, to, images, confidence, accuracy}]}
       worst        [{image, label, predicted, confidence}]; image: a file's path, or its row
@@ -120,6 +124,7 @@ def evaluate(labels: tuple[str, ...], images: Split, judged: Judged) -> dict[str
     right = judged.rank == 0
     confusion = metrics.confusion_matrix(images.y, judged.predicted, len(labels))
     precision, recall = metrics.precision_recall(confusion)
+    whole = len(labels) <= MATRIX
     bins = metrics.calibration(judged.confidence, right)
     edges = np.linspace(0, 1, len(bins.images) + 1).round(6).tolist()
     return {
@@ -138,7 +143,9 @@ def evaluate(labels: tuple[str, ...], images: Split, judged: Judged) -> dict[str
             }
             for k, label in enumerate(labels)
         ],
-        "confusion": confusion.tolist(),
+        # Of the million cells that a thousand classes have, nearly all are 0.
+        "confusion": confusion.tolist() if whole else None,
+        "confusion_cells": None if whole else metrics.cells(confusion).tolist(),
         "confused": [
             {"label": labels[y], "predicted": labels[p], "images": count}
             for y, p, count in metrics.confused_pairs(confusion, LISTED)

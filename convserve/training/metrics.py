@@ -25,6 +25,7 @@ __all__ = [
     "Judged",
     "are_probabilities",
     "calibration",
+    "cells",
     "confused_pairs",
     "confusion_matrix",
     "judge",
@@ -99,6 +100,12 @@ def judge(scores: NDArray[np.floating[Any]], y: Labels, probabilities: bool) -> 
 def confusion_matrix(y: Labels, predicted: Labels, classes: int) -> Labels:
     """int64 [K, K]: a row for each right class, a column for each answer."""
     return np.bincount(y * classes + predicted, minlength=classes**2).reshape(classes, classes)
+
+
+def cells(confusion: Labels) -> Labels:
+    """int64 [n, 3]: right class, answer, images of the matrix's cells that are not 0."""
+    places = np.argwhere(confusion)
+    return np.column_stack([places, confusion[tuple(places.T)]])
 
 
 def precision_recall(confusion: Labels) -> tuple[Floats, Floats]:

@@ -79,6 +79,7 @@ def test_json(tmp_path, data, capsys):
     }  # fmt: skip
     assert report["classes"][2]["precision"] is None
     assert report["confusion"] == [[20, 0, 0], [4, 6, 0], [10, 0, 0]]
+    assert report["confusion_cells"] is None
     assert report["confused"][0] == {"label": "2", "predicted": "0", "images": 10}
     # One bright pixel gives logits 0.57, -1 and -1.
     sure = 1 / (1 + 2 * np.exp(-200 / 255 / 0.5))
@@ -114,6 +115,28 @@ def test_a_folders_worst_images_are_paths_and_many_classes_a_list(tmp_path, caps
     out = capsys.readouterr().out
     assert "most confused" in out and "top-5 accuracy 41.67 %" in out
     assert str(tmp_path / "images" / "class 00" / "one.png") in out
+
+
+@pytest.mark.parametrize("classes", [100, 101])
+def test_of_many_classes_the_json_has_the_cells_that_are_not_0(tmp_path, capsys, classes):
+    side = -(-classes // 2)
+    seen = np.arange(classes)
+    seen[[3, 7]] = [7, 99]  # three is taken for seven, seven for 99
+    x = np.zeros((classes, side * 2), np.uint8)
+    x[np.arange(classes), seen] = 200
+    np.savez(tmp_path / "d.npz", x=x.reshape(classes, side, 2), y=np.arange(classes))
+    labels = tuple(map(str, range(classes)))
+    path = model(tmp_path / "m.npz", labels=labels, side=side, classes=classes)
+    data = f"npz:{tmp_path / 'd.npz'}"
+    assert convserve("eval", path, "--data", data, "--split", "train", "--json") == 0
+    report = json.loads(capsys.readouterr().out)
+    expected = np.zeros((classes, classes), int)
+    expected[np.arange(classes), seen] = 1
+    if classes == 100:
+        assert report["confusion"] == expected.tolist() and report["confusion_cells"] is None
+    else:
+        assert report["confusion"] is None
+        assert report["confusion_cells"] == [[k, int(seen[k]), 1] for k in range(classes)]
 
 
 def test_broken_scores_are_an_error(tmp_path, data, capsys):
