@@ -23,8 +23,9 @@ help:  ## show the targets
 
 build: $(VENV)/.installed  ## make the environment, compile, install
 
+# Whole files side by side, so that a file's tests share its servers; the longest first.
 test: $(VENV)/.installed-test  ## install what the tests need, run them
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 soak-reload: $(VENV)/.installed-test  ## switch versions 100 times under load, and measure it
 	CONVSERVE_SWITCHES=100 CONVSERVE_RELIABILITY=full $(BIN)/python -m pytest -s \

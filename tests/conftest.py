@@ -26,6 +26,16 @@ settings.load_profile("convserve")
 KNOWN_ISAS = ("base", "avx2", "avx512")
 
 
+# Files that take long by the clock, of which the first minute is the soak's: begun last they would
+# leave the other process with nothing to do.
+FIRST = ("test_soak.py", "test_lifecycle.py", "test_worker_faults.py", "test_security.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    rank = {name: place for place, name in enumerate(FIRST)}
+    items.sort(key=lambda item: rank.get(item.path.name, len(FIRST)))
+
+
 @pytest.fixture(params=KNOWN_ISAS)
 def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     """Runs the test on each known instruction set, and says so where this machine lacks one."""

@@ -86,7 +86,7 @@ def test_retries_end_at_the_deadline(client: Any, server: Any) -> None:
     start = time.monotonic()
     with pytest.raises(errors.DeadlineExceededError):
         client.server_live(timeout=0.2)
-    assert time.monotonic() - start < 2
+    assert time.monotonic() - start < 4  # and does not wait for what the server asks for
 
 
 def test_pipelined_requests_are_retried_in_order(client: Any, server: Any) -> None:

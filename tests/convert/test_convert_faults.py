@@ -162,10 +162,10 @@ def _opset(version: int) -> Callable[[ModelProto], None]:
     ],
 )
 def test_what_does_not_fit(change: Callable[[ModelProto], Any], part: str) -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(ConversionError, match=part):
         convert_model(broken(change))
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
 
 
 def test_an_input_shape() -> None:
@@ -251,9 +251,9 @@ def survives(data: bytes) -> None:
         proto.ParseFromString(data)
     except Exception:
         return
-    start = time.perf_counter()
+    start = time.process_time()
     try:
         convert_model(proto)
     except ConversionError as error:
         assert str(error)
-    assert time.perf_counter() - start < 10
+    assert time.process_time() - start < 10

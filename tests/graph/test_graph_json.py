@@ -119,14 +119,14 @@ def test_mutated_graphs_raise_only_what_is_documented(
             parent.insert(last, copy.deepcopy(parent[last]))
         if not places(mutant):
             break
-    started = time.perf_counter()
+    started = time.process_time()
     try:
         g = Graph.from_dict(mutant)
     except ConvserveError as error:
         assert isinstance(error, (ShapeError, UnknownNameError)) and str(error)
     else:
         assert Graph.from_dict(g.to_dict()) == g
-    assert time.perf_counter() - started < 1.0
+    assert time.process_time() - started < 1.0
 
 
 def changed(**changes: Any) -> dict[str, Any]:

@@ -157,7 +157,7 @@ def test_results_take_the_place_of_what_nothing_else_reads() -> None:
 
 
 def test_many_values_are_placed_quickly() -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     offsets = place({i: Extent(16, i, 9_000) for i in range(9_000)})
     assert sorted(offsets.values()) == list(range(0, 16 * 9_000, 16))
     graph = Graph((1, 1, 1))
@@ -165,4 +165,4 @@ def test_many_values_are_placed_quickly() -> None:
         graph.add(layers.Clip(-1.0, None), graph.input_name)
     graph.add(layers.Concat(), *(node.name for node in graph.nodes))
     compile_plan(graph, {})
-    assert time.perf_counter() - start < 8  # it took a minute
+    assert time.process_time() - start < 8  # it took a minute
