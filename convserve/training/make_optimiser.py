@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from convserve.graph import Graph
 from convserve.graph.layers import Affine
 from convserve.training.config import TrainConfig
@@ -20,15 +22,14 @@ def make_optimiser(
     graph: tells muon which layer is the last. schedule: for groups that rest before the end.
     """
     frozen = [Group(pattern, lr=0.0) for pattern in config.freeze]
-    groups = [*config.groups, *frozen]
+    common: dict[str, Any] = {
+        "weight_decay": config.weight_decay,
+        "clip": config.clip,
+        "groups": [*config.groups, *frozen],
+        "schedule": schedule,
+    }
     if config.optimiser in ("adam", "adamw"):
-        return Adam(
-            weight_decay=config.weight_decay,
-            decoupled=config.optimiser == "adamw",
-            clip=config.clip,
-            groups=groups,
-            schedule=schedule,
-        )
+        return Adam(decoupled=config.optimiser == "adamw", **common)
     if config.optimiser == "muon":
         lr = config.lr or 1.0  # never None or 0: the configuration sees to it
         return Muon(
@@ -36,20 +37,10 @@ def make_optimiser(
             sgd_momentum=config.momentum,
             sgd_lr=config.sgd_lr / lr,
             head=() if graph is None else _head(graph),
-            weight_decay=config.weight_decay,
             decoupled=config.decoupled_decay,
-            clip=config.clip,
-            groups=groups,
-            schedule=schedule,
+            **common,
         )
-    return SGD(
-        config.momentum,
-        nesterov=config.nesterov,
-        weight_decay=config.weight_decay,
-        clip=config.clip,
-        groups=groups,
-        schedule=schedule,
-    )
+    return SGD(config.momentum, nesterov=config.nesterov, **common)
 
 
 def _head(graph: Graph) -> list[str]:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import KW_ONLY, dataclass
 from math import sqrt
 
 import numpy as np
 
 from convserve import kernels
 from convserve.errors import ShapeError
-from convserve.training.groups import Group, Setting
-from convserve.training.optimisers import SGD, ScheduleOf
+from convserve.training.groups import Setting
+from convserve.training.optimisers import Fused
 from convserve.training.step import Array
 
 __all__ = ["Muon", "orthogonalised"]
@@ -22,7 +23,8 @@ ROUNDS = 3
 EPS = 1e-7
 
 
-class Muon(SGD):
+@dataclass(eq=False)
+class Muon(Fused):
     """Muon (Jordan et al. 2024) for filters and matrices, and SGD with Nesterov for the rest.
 
     Of a filter or matrix [O, …] of O rows: v ← momentum · v + g, and the update g + momentum · v
@@ -33,28 +35,17 @@ class Muon(SGD):
     sgd_momentum and sgd_lr (times the learning rate): of what SGD updates.
     """
 
-    def __init__(
-        self,
-        momentum: float = 0.6,
-        *,
-        sgd_momentum: float = 0.9,
-        sgd_lr: float = 1.0,
-        head: Iterable[str] = (),
-        weight_decay: float = 0.0,
-        decoupled: bool = False,
-        clip: float | None = None,
-        groups: Iterable[Group] = (),
-        schedule: ScheduleOf | None = None,
-    ) -> None:
-        super().__init__(
-            sgd_momentum,
-            weight_decay=weight_decay,
-            decoupled=decoupled,
-            clip=clip,
-            groups=groups,
-            schedule=schedule,
-        )
-        self.muon_momentum, self.sgd_lr, self.head = momentum, sgd_lr, frozenset(head)
+    slots = ("velocity",)
+
+    momentum: float = 0.6
+    _: KW_ONLY
+    sgd_momentum: float = 0.9
+    sgd_lr: float = 1.0
+    head: Iterable[str] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.head = frozenset(self.head)
         self._muon: dict[str, tuple[Setting, Array]] = {}  # and its velocity
 
     def update(self, params: Mapping[str, Array], grads: Mapping[str, Array], lr: float) -> None:
@@ -66,9 +57,9 @@ class Muon(SGD):
         for name, (setting, velocity) in self._muon.items():
             param, grad = params[name], grads[name]
             rate = lr if setting.schedule is None else setting.schedule(step)
-            velocity *= self.muon_momentum
+            velocity *= self.momentum
             velocity += scale * grad
-            update = scale * grad + self.muon_momentum * velocity
+            update = scale * grad + self.momentum * velocity
             rows = len(param)
             # Not by BLAS, whose sums may depend on its threads.
             norm = sqrt(float(np.square(param, dtype=np.float64).sum()))
@@ -93,6 +84,9 @@ class Muon(SGD):
             name: (settings.pop(name), np.zeros_like(self._params[name])) for name in by_muon
         }
         super()._divide(settings)
+
+    def _apply(self, rates: Array, scale: float) -> None:
+        self._arena.sgd(rates, self._decays, self.sgd_momentum, True, self.decoupled, scale)
 
     def _rates(self, lr: float) -> Array:
         rates = super()._rates(lr)

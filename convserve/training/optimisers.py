@@ -6,7 +6,8 @@ array or arrays of their own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
 from math import sqrt
 from typing import ClassVar, Protocol
@@ -18,7 +19,7 @@ from convserve.kernels._optimiser import Arena
 from convserve.training.groups import Group, Setting, settings_for
 from convserve.training.step import Array
 
-__all__ = ["SGD", "Adam", "Optimiser", "ScheduleOf"]
+__all__ = ["SGD", "Adam", "Fused", "Optimiser", "ScheduleOf"]
 
 ScheduleOf = Callable[[float], Callable[[int], float]]
 
@@ -47,7 +48,8 @@ class Optimiser(Protocol):
         ...
 
 
-class _Fused:
+@dataclass(eq=False)
+class Fused:
     """What the rules share: settings of each parameter, clipping, one arena and its slots.
 
     weight_decay: of weights, not of biases or batch norm (one axis). decoupled: it shrinks the
@@ -58,17 +60,14 @@ class _Fused:
 
     slots: ClassVar[tuple[str, ...]] = ()
 
-    def __init__(
-        self,
-        *,
-        weight_decay: float = 0.0,
-        decoupled: bool = False,
-        clip: float | None = None,
-        groups: Iterable[Group] = (),
-        schedule: ScheduleOf | None = None,
-    ) -> None:
-        self.weight_decay, self.decoupled, self.clip = weight_decay, decoupled, clip
-        self.groups, self._schedule = tuple(groups), schedule
+    _: KW_ONLY
+    weight_decay: float = 0.0
+    decoupled: bool = False
+    clip: float | None = None
+    groups: Sequence[Group] = ()
+    schedule: ScheduleOf | None = None
+
+    def __post_init__(self) -> None:
         self.steps = 0
         self.learning: frozenset[str] = frozenset()
         self._params: Mapping[str, Array] = {}
@@ -80,7 +79,7 @@ class _Fused:
             params,
             self.groups,
             weight_decay=self.weight_decay,
-            schedule=self._schedule,
+            schedule=self.schedule,
             matrices=self._matrices(params),
         )
         self.learning = frozenset(settings)
@@ -146,7 +145,8 @@ class _Fused:
         return self._arena.squared_norm()
 
 
-class SGD(_Fused):
+@dataclass(eq=False)
+class SGD(Fused):
     """v ← momentum · v + g;  p ← p - lr · v,  or with Nesterov  p ← p - lr · (g + momentum · v).
 
     g includes weight_decay · p unless decoupled, as in Sutskever et al. 2013 and PyTorch.
@@ -154,31 +154,16 @@ class SGD(_Fused):
 
     slots = ("velocity",)
 
-    def __init__(
-        self,
-        momentum: float = 0.9,
-        *,
-        nesterov: bool = True,
-        weight_decay: float = 0.0,
-        decoupled: bool = False,
-        clip: float | None = None,
-        groups: Iterable[Group] = (),
-        schedule: ScheduleOf | None = None,
-    ) -> None:
-        super().__init__(
-            weight_decay=weight_decay,
-            decoupled=decoupled,
-            clip=clip,
-            groups=groups,
-            schedule=schedule,
-        )
-        self.momentum, self.nesterov = momentum, nesterov
+    momentum: float = 0.9
+    _: KW_ONLY
+    nesterov: bool = True
 
     def _apply(self, rates: Array, scale: float) -> None:
         self._arena.sgd(rates, self._decays, self.momentum, self.nesterov, self.decoupled, scale)
 
 
-class Adam(_Fused):
+@dataclass(eq=False)
+class Adam(Fused):
     """Adam (Kingma and Ba 2014): steps scaled by running means of the gradient and its square.
 
     decoupled: AdamW.
@@ -186,26 +171,11 @@ class Adam(_Fused):
 
     slots = ("mean", "square")
 
-    def __init__(
-        self,
-        beta1: float = 0.9,
-        beta2: float = 0.999,
-        *,
-        eps: float = 1e-8,
-        weight_decay: float = 0.0,
-        decoupled: bool = True,
-        clip: float | None = None,
-        groups: Iterable[Group] = (),
-        schedule: ScheduleOf | None = None,
-    ) -> None:
-        super().__init__(
-            weight_decay=weight_decay,
-            decoupled=decoupled,
-            clip=clip,
-            groups=groups,
-            schedule=schedule,
-        )
-        self.beta1, self.beta2, self.eps = beta1, beta2, eps
+    beta1: float = 0.9
+    beta2: float = 0.999
+    _: KW_ONLY
+    eps: float = 1e-8
+    decoupled: bool = True
 
     def _apply(self, rates: Array, scale: float) -> None:
         self._arena.adam(
