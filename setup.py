@@ -123,6 +123,7 @@ extensions = [
     extension("_packed"),
     extension("_pointwise"),
     extension("_pool"),
+    extension("_tensors"),
     extension("_train_conv", TRAIN_CONV),
     extension("_train_layers", TRAIN_CONV),
     extension("_winograd"),

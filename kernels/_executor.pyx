@@ -11,7 +11,8 @@ from posix.mman cimport (
 
 cimport cython
 
-from convserve.kernels._operations cimport Operations, cs_pace, cs_plan_run
+from convserve.kernels._operations cimport Operations
+from convserve.kernels._plan cimport cs_pace, cs_plan_run
 
 cdef extern from "team.h" nogil:
     void cs_team_run(int threads, void (*work)(void *argument, int rank, int size) noexcept nogil,

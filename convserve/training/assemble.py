@@ -1,18 +1,14 @@
 """From a tape to a trainer: segments, memory, and what each operation works with.
 
-Operations of images follow each other in a segment until one needs something of the whole batch.
 A tensor that only one segment touches holds the images of a group and lies in each thread's own
 memory, so a network without batch norm goes forward and back through the caches, a few images at a
 time; the others hold the batch and share one arena by their lifetimes.
-
-Convolutions whose weights are large beside their images are segments of their own, in which threads
-share the filters of the whole batch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,10 +18,11 @@ from convserve.graph.layers import Shape
 from convserve.kernels._train_layers import ConvLayer, NormLayer
 from convserve.kernels._trainer import DW_ROWS, MAX_LANES, Trainer
 from convserve.plan.memory import Extent, place
+from convserve.training.segments import Segment, recompute, split
 from convserve.training.step import Array
 from convserve.training.tape import Op, Tape
 
-__all__ = ["assemble"]
+__all__ = ["Assembly"]
 
 GROUP_BYTES = 768 * 1024  # of what a group's operations touch: most of a core's second-level cache
 AFFINE_IMAGES = 16  # fewer would read an affine layer's weights for too little work
@@ -33,61 +30,33 @@ PARTIAL_FLOATS = 16 * 2**20  # of all lanes' partial sums of the weights' gradie
 PART_FLOATS = 4096  # of weights, for a part of packing or adding up
 
 _NORM_ARRAYS = ("weight", "bias", "running_mean", "running_var")
-ONCE = {"statistics_done", "norm_sums_done"}
 
 
 @dataclass
-class _Segment:
-    ops: list[Op] = field(default_factory=list)
-    once: list[Op] = field(default_factory=list)
-    parts: bool = False
-    group: int = 1
-
-    def reads(self, tensor: int) -> bool:
-        return any(tensor in op.tensors.values() for op in [*self.ops, *self.once])
-
-    def read_instead(self, tensor: int, other: int) -> None:
-        for op in [*self.ops, *self.once]:
-            op.tensors = {k: other if v == tensor else v for k, v in op.tensors.items()}
-
-
-def assemble(
-    tape: Tape,
-    batch: int,
-    classes: int,
-    input_shape: Shape,
-    params: Mapping[str, Array],
-    grads: Mapping[str, Array],
-) -> Trainer:
-    """The trainer of a tape, for batches of up to `batch` images.
+class Assembly:
+    """Makes the trainer of a tape, for batches of up to `batch` images.
 
     params: all of the network's, grads: those of the layers that learn; live float32 arrays.
     """
-    return _Assembly(tape, batch, classes, input_shape, params, grads).trainer
 
+    tape: Tape
+    batch: int
+    classes: int
+    input_shape: Shape
+    params: Mapping[str, Array]
+    grads: Mapping[str, Array]
 
-class _Assembly:
-    def __init__(
-        self,
-        tape: Tape,
-        batch: int,
-        classes: int,
-        input_shape: Shape,
-        params: Mapping[str, Array],
-        grads: Mapping[str, Array],
-    ) -> None:
-        self.tape, self.batch = tape, batch
-        self.params, self.grads = params, grads
+    def __post_init__(self) -> None:
         self.convs: dict[str, ConvLayer] = {}
         self.layers: dict[str, Mapping[str, Any]] = {}  # what the tape says of each of them
         self.norms: dict[str, NormLayer] = {}
         self.packed: dict[str, Any] = {}
         self.by_filters: dict[str, dict[str, int]] = {}  # by layer: operations, and their parts
         self.wishes()
-        self.segments = self.split()
-        self.recompute()
+        self.segments = split(self.tape, self.by_filters, self.packs)
+        recompute(self.tape, self.segments)
         self.lanes = self.lane_count()
-        self.trainer = Trainer(batch, input_shape, classes, self.lanes)
+        self.trainer = Trainer(self.batch, self.input_shape, self.classes, self.lanes)
         self.lay_out()
         self.emit()
         self.trainer.allocate()
@@ -98,8 +67,8 @@ class _Assembly:
         """What the convolutions' kernels would like: halos, and how to share their gradients."""
         for op in self.tape.ops:
             if op.kind == "conv":
-                layer = self.layers[_name(op)] = op.info["layer"]
-                conv = self.convs[_name(op)] = self.conv_layer(layer)
+                layer = self.layers[op.layer] = op.info["layer"]
+                conv = self.convs[op.layer] = self.conv_layer(layer)
                 for number, halo in zip((layer["x"], layer["dy"]), conv.halos, strict=True):
                     if number is not None and not self.tape.tensors[number].planar:
                         tensor = self.tape.tensors[number]
@@ -148,58 +117,10 @@ class _Assembly:
         )
         return max(2, min(MAX_LANES, PARTIAL_FLOATS // max(partial, 1)))
 
-    # -- segments ---------------------------------------------------------------------------------
-
-    def split(self) -> list[_Segment]:
-        head, tail, body = _Segment(parts=True), _Segment(parts=True), [_Segment()]
-        for op in self.tape.ops:
-            mine = self.by_filters.get(_name(op), {}) if op.kind.startswith("conv") else {}
-            if op.kind == "affine" or (op.kind == "conv" and any(self.packs(_name(op)))):
-                head.ops.append(Op(f"{op.kind}_pack", {}, op.node, info=op.info))
-            if op.kind == "affine_dw":
-                tail.ops.append(op)
-            elif op.kind == "conv_dw" and mine.keys() == {"conv_dw"}:
-                tail.ops.append(replace(op, kind="conv_dw_parts"))
-            elif op.kind in mine:
-                if op.kind != "conv_dx" or not body[-1].parts:  # both gradients share a segment
-                    body.append(_Segment(parts=True))
-                body[-1].ops.append(replace(op, kind=f"{op.kind}_parts"))
-            elif op.kind in ONCE:
-                body[-1].once.append(op)
-            else:
-                if body[-1].once or body[-1].parts:
-                    body.append(_Segment())
-                body[-1].ops.append(op)
-                if op.kind == "conv_dw":
-                    tail.ops.append(Op("conv_reduce", {}, op.node, info=op.info))
-        return [s for s in (head, *body, tail) if s.ops]
-
     def packs(self, name: str) -> tuple[bool, bool]:
         """Whether the weights are packed once a step, for either direction."""
         layer, parts = self.layers[name], self.by_filters[name]
         return "conv" not in parts, "conv_dx" not in parts and layer["dx"] is not None
-
-    def recompute(self) -> None:
-        """Computes batch norm's output again where only one segment of the backward pass needs it.
-
-        That segment reads the normalisation's input anyway, for its sums, so there is less to
-        write, to read and to hold.
-        """
-        for number, segment in enumerate(self.segments):
-            for op in segment.ops:
-                if op.kind != "norm" or "r" in op.tensors:
-                    continue
-                y = op.tensors["y"]
-                others = [s for n, s in enumerate(self.segments) if n != number and s.reads(y)]
-                if len(others) != 1 or others[0].parts:
-                    continue
-                again = len(self.tape.tensors)
-                self.tape.tensors.append(replace(self.tape.tensors[y]))
-                others[0].read_instead(y, again)
-                others[0].ops.insert(
-                    next(i for i, o in enumerate(others[0].ops) if again in o.tensors.values()),
-                    replace(op, tensors={**op.tensors, "y": again}),
-                )
 
     # -- memory -----------------------------------------------------------------------------------
 
@@ -240,20 +161,20 @@ class _Assembly:
         for key, offset in place(whole_extents).items():
             self.trainer.place(key, offset, self.batch)
 
-    def group(self, segment: _Segment, bytes_per_image: int) -> int:
+    def group(self, segment: Segment, bytes_per_image: int) -> int:
         """Images that go through a segment together; of the network only, as the lanes are."""
         group = max(1, GROUP_BYTES // max(bytes_per_image, 1))
         for op in segment.ops:
             if op.kind.startswith("affine"):
                 group = max(group, AFFINE_IMAGES)
             elif op.kind.startswith("conv"):
-                group = max(group, self.convs[_name(op)].batch)
+                group = max(group, self.convs[op.layer].batch)
         return group
 
     # -- operations -------------------------------------------------------------------------------
 
     def emit(self) -> None:
-        for name, op in ((_name(op), op) for op in self.tape.ops if op.kind == "conv"):
+        for name, op in ((op.layer, op) for op in self.tape.ops if op.kind == "conv"):
             layer = op.info["layer"]
             none = (0, 0, 0, 0)
             layouts = [
@@ -285,18 +206,18 @@ class _Assembly:
         if op.kind == "affine_dw":
             return -(-len(weights) // DW_ROWS)
         if op.kind.endswith("_parts"):
-            return self.by_filters[_name(op)][op.kind.removesuffix("_parts")]
+            return self.by_filters[op.layer][op.kind.removesuffix("_parts")]
         return max(1, min(MAX_LANES, weights.size // PART_FLOATS))
 
     def weight(self, op: Op) -> Array:
-        return self.params[f"{_name(op)}.weight"]
+        return self.params[f"{op.layer}.weight"]
 
     def set(self, op: Op) -> None:
         """Tells the trainer what the operation added last works with."""
         kind, trainer = op.kind, self.trainer
         setter = _SETTERS.get(kind.removesuffix("_dx"))
         if kind.startswith(("conv", "affine")):
-            name = _name(op)
+            name = op.layer
             weight, bias = f"{name}.weight", f"{name}.bias"
             trainer.set_parameters(
                 self.params[weight],
@@ -317,7 +238,7 @@ class _Assembly:
             setter(trainer, op)
 
     def norm(self, op: Op) -> NormLayer:
-        name = _name(op)
+        name = op.layer
         if name not in self.norms:
             assert op.node is not None
             assert isinstance(op.node.op, layers.BatchNorm)
@@ -332,11 +253,6 @@ class _Assembly:
                 lanes=self.lanes,
             )
         return self.norms[name]
-
-
-def _name(op: Op) -> str:
-    assert op.node is not None
-    return op.node.name
 
 
 def _set_pool(trainer: Trainer, op: Op) -> None:

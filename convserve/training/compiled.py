@@ -18,7 +18,7 @@ from convserve import kernels
 from convserve.errors import ShapeError
 from convserve.graph import Graph
 from convserve.kernels._trainer import Trainer
-from convserve.training.assemble import assemble
+from convserve.training.assemble import Assembly
 from convserve.training.dropout import step_keys
 from convserve.training.network import trained_network
 from convserve.training.optimisers import Optimiser
@@ -102,7 +102,8 @@ class CompiledStep(OwnedState):
         tape = make_tape(self._graph, network.trained, network.logits, self._learning)
         self._batch, self._dropouts = batch, tape.dropouts
         (classes,) = self._graph.shape(self._network.logits)
-        return assemble(tape, batch, classes, self._graph.input_shape, self._params, self._grads)
+        shape = self._graph.input_shape
+        return Assembly(tape, batch, classes, shape, self._params, self._grads).trainer
 
 
 def _flat(arrays: Mapping[str, Array]) -> tuple[NDArray[np.float32], dict[str, Array]]:

@@ -46,6 +46,12 @@ class Op:
     activation: Activation = LINEAR
     info: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def layer(self) -> str:
+        """The name of the layer whose operation it is."""
+        assert self.node is not None
+        return self.node.name
+
 
 @dataclass
 class Tape:
