@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+
+import numpy as np
 import pytest
 
 from benchmarks.serving import servers
 from benchmarks.serving.clients import Caller, request
-from benchmarks.serving.report import Row, markdown
+from benchmarks.serving.report import TAIL_OF_A_QUEUE, Row, markdown
+from convserve.cli._load import poisson
 
 
 @pytest.mark.parametrize(
@@ -36,3 +40,14 @@ def test_echo_servers_share_a_port_and_answer_what_they_got() -> None:
             caller.close()
         assert bare.resident_mb() > 1
         assert len({*bare.pids}) == 2
+
+
+@pytest.mark.parametrize(("load", "expected"), [(0.7, TAIL_OF_A_QUEUE), (0.4, 3.5)])
+def test_the_tail_that_a_queue_has_by_itself(load, expected):
+    """What report and operations guide say of a server that takes requests one by one."""
+    free, spent = 0.0, []
+    for arrival in itertools.islice(poisson(load), 200_000):
+        free = max(free, arrival) + 1.0
+        spent.append(free - arrival)
+    p50, p99 = np.percentile(spent, [50, 99])
+    assert p99 / p50 == pytest.approx(expected, rel=0.05)
