@@ -75,7 +75,7 @@ check-deploy: $(VENV)/.installed-deploy  ## linters over Dockerfile, unit and ma
 	@# it checks the rest of the unit although the program is not there
 	! systemd-analyze verify deploy/convserve.service 2>&1 | grep -v 'is not executable'
 
-check-native: $(BIN)/python  ## the C kernels and the executor against plain loops, without Python
+check-native: $(BIN)/python  ## the C kernels, the executor and a training step, without Python
 	$(MAKE) -C tests/native OUT=$(abspath build/native)
 
 # Debian: gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user-static
@@ -90,9 +90,12 @@ check-aarch64:  ## the same cross-compiled for NEON, run under an emulator
 			RUN="$$(command -v $(QEMU_AARCH64) || echo :)"; fi
 
 # A checked build of its own beside this one: bounds, asserts, AddressSanitizer and
-# UndefinedBehaviorSanitizer under the tests of the kernels, the plan and the engine; then
-# ThreadSanitizer under the executor. Python keeps memory until it ends, so leaks can't be told.
+# UndefinedBehaviorSanitizer under the tests of the kernels, the plan, the engine and the compiled
+# training; then the C checks, which own what they allocate, so that leaks show too; then
+# ThreadSanitizer under the executor and the training step. Python keeps memory until it ends.
 SANITIZED := build/sanitize
+SANITIZED_TRAINING := $(addprefix tests/training/test_, compiled_step.py optimiser_kernels.py augment.py)
+ADDRESSES := -O1 -fsanitize=address,undefined -fno-sanitize-recover=all
 sanitize: $(VENV)/.installed-test  ## the compiled code under sanitizers
 	@mkdir -p $(SANITIZED)/source
 	git ls-files -z setup.py pyproject.toml README.md LICENSE convserve kernels \
@@ -101,9 +104,11 @@ sanitize: $(VENV)/.installed-test  ## the compiled code under sanitizers
 		build --build-lib ../lib
 	PYTHONPATH=$(abspath $(SANITIZED)/lib) PYTHONMALLOC=malloc ASAN_OPTIONS=detect_leaks=0 \
 		LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
-		$(BIN)/pytest -p no:cacheprovider tests/kernels tests/plan tests/engine $(PYTEST_ARGS)
+		$(BIN)/pytest -p no:cacheprovider tests/kernels tests/plan tests/engine \
+		$(SANITIZED_TRAINING) $(PYTEST_ARGS)
+	$(MAKE) -C tests/native OUT=$(abspath build/native-addresses) FLAGS='$(ADDRESSES)'
 	$(MAKE) -C tests/native OUT=$(abspath build/native-threads) ISAS=base \
-		FLAGS='-O1 -fsanitize=thread' ROUNDS='100 no-fork' check-executor
+		FLAGS='-O1 -fsanitize=thread' ROUNDS='100 no-fork' check-executor check-training
 
 SECONDS ?= 60
 soak-engine: $(VENV)/.installed-test  ## eight Python threads predicting for SECONDS: same bits, flat memory
