@@ -57,14 +57,14 @@ def isa_library(isa):
     )
 
 
-def extension(name, sources=(), libraries=()):
+def extension(name, sources=(), libraries=(), flags=()):
     return Extension(
         f"convserve.kernels.{name}",
         [f"kernels/{name}.pyx", *sources],
         include_dirs=["kernels/csrc"],
         libraries=list(libraries),
         depends=HEADERS,
-        extra_compile_args=[*CFLAGS, *ISA_DEFINES, "-fopenmp", "-Wno-unused-function"],
+        extra_compile_args=[*CFLAGS, *ISA_DEFINES, "-fopenmp", "-Wno-unused-function", *flags],
         extra_link_args=["-fopenmp", *SANITIZERS],
     )
 
@@ -116,8 +116,10 @@ extensions = [
     ),
     extension("_activation"),
     extension("_affine"),
-    extension("_augment"),
+    # A normalised pixel's product is rounded before the subtraction, as it is everywhere.
+    extension("_augment", flags=["-ffp-contract=off"]),
     extension("_conv"),
+    extension("_draws", flags=["-ffp-contract=off"]),
     extension("_operations"),
     extension("_optimiser"),
     extension("_packed"),

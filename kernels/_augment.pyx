@@ -10,13 +10,18 @@ and the whole call runs without the GIL, in the calling thread.
 """
 
 import numpy as np
-from libc.math cimport fabs, floor, fmod
+from libc.math cimport fabs, floor, fmod, isfinite
 from libc.stdint cimport int32_t, int64_t, uint8_t
 
 from convserve.errors import ShapeError
 
-cdef extern from "interpolate.h" nogil:
-    void cs_interpolate_row(int channels, int width, const float *x, const float *y,
+cdef extern from "pixels.h" nogil:
+    void cs_normalise(int width, const uint8_t *pixels, float factor, float shift, float *out)
+    void cs_look_up(int width, const uint8_t *pixels, const float *table, float *out)
+    void cs_fill(int width, float value, float *out)
+    void cs_mirror(int width, const float *row, float *out)
+    void cs_places(int width, float step, float first, float last, float *out)
+    void cs_interpolate_row(int channels, int width, float *x, float *y, int32_t *at,
                             const float *planes, int64_t plane, int32_t stride, float *out,
                             int64_t out_plane)
 
@@ -61,25 +66,23 @@ def augment(
         _check("boxes", boxes, np.int32, (n, 4))
     if not n:
         return
-    if rows.min() < 0 or rows.max() >= x.shape[0] or 0 in x.shape:
-        raise ShapeError(f"augment: rows must be in 0..{x.shape[0] - 1}, images not empty")
+    if 0 in x.shape:
+        raise ShapeError("augment: images must not be empty")
     if x.strides[3] != 1:
         raise ShapeError("augment: the pixels of a row of x must be adjacent")
-    if not np.isfinite(maps).all():
-        raise ShapeError("augment: maps must be finite")
     cdef Source s
     s.channels, s.height, s.width = x.shape[1], x.shape[2], x.shape[3]
     s.x_channel, s.x_row = x.strides[1], x.strides[2]
     s.stride = s.width + BORDER
     s.plane = s.stride * (s.height + BORDER)
     s.reflect = reflect
-    # Scratch of this call: the source in floats, a table, and the places of a row's pixels.
-    cdef float[::1] planes = np.empty(s.channels * s.plane, np.float32)
+    # Scratch of this call: the source in floats, of which the border stays black; a table; the
+    # places of a row's pixels (four at the least), or the row itself.
+    cdef float[:, ::1] planes = np.repeat(table[:, :1], s.plane, axis=1)
     cdef float[:, ::1] own = np.empty((s.channels, 256), np.float32)
-    cdef int32_t[::1] places = np.empty(s.width, np.int32)
-    cdef float[:, ::1] at = np.zeros((2, (s.width + 3) // 4 * 4), np.float32)
-    s.planes, s.places = &planes[0], &places[0]
-    s.across, s.down = &at[0, 0], &at[1, 0]
+    cdef float[:, ::1] at = np.zeros((2, max(s.width, 4)), np.float32)
+    cdef int32_t[::1] places = np.zeros(max(s.width, 4), np.int32)
+    s.planes, s.across, s.down, s.places = &planes[0, 0], &at[0, 0], &at[1, 0], &places[0]
     cdef const uint8_t[:, :, :, :] xv = x
     cdef const int64_t[::1] rv = rows
     cdef const double[:, ::1] mv = maps
@@ -90,13 +93,20 @@ def augment(
     cdef const int32_t[:, ::1] bv = boxes
     cdef bint recoloured = photometry is not None, erased = boxes is not None
     cdef const float[:, ::1] tv = table
-    cdef Py_ssize_t i
-    s.table = s.black = &tv[0, 0]
+    cdef Py_ssize_t i, k
+    for i in range(n):
+        if not 0 <= rv[i] < xv.shape[0]:
+            raise ShapeError(f"augment: rows must be in 0..{xv.shape[0] - 1}, got {rv[i]}")
+        for k in range(6):
+            if not isfinite(mv[i, k]):
+                raise ShapeError(f"augment: maps must be finite, got {mv[i, k]}")
+    s.table = s.shared = &tv[0, 0]
+    s.factor, s.shift = &fv[0], &sv[0]
     with nogil:
         for i in range(n):
             s.x = &xv[rv[i], 0, 0, 0]
             if recoloured:
-                recolour(&s, &lv[0], pv[i, 0], pv[i, 1], &fv[0], &sv[0], &own[0, 0])
+                recolour(&s, &lv[0], pv[i, 0], pv[i, 1], &own[0, 0])
                 s.table = &own[0, 0]
             if whole_pixels(&mv[i, 0]):
                 copy(&s, &mv[i, 0], &ov[i, 0, 0, 0])
@@ -120,12 +130,14 @@ cdef struct Source:
     const uint8_t *x             # [C, H, W] by these strides, in bytes
     Py_ssize_t x_channel, x_row
     const float *table           # [C, 256], what becomes of a byte
-    const float *black           # the same without photometry, whose entry 0 lies beyond the edges
+    const float *shared          # the same without photometry, whose entry 0 lies beyond the edges
+    const float *factor          # [C], this one's numbers
+    const float *shift
     float *planes                # [C, H + BORDER, W + BORDER]
     Py_ssize_t stride, plane
-    int32_t *places              # [W], the columns of a row's pixels
-    float *across                # [W, up to a multiple of 4], where a row's pixels lie in a plane:
-    float *down                  # columns and rows
+    float *across                # [W], where a row's pixels lie in a plane: columns, rows, both
+    float *down
+    int32_t *places
 
 
 cdef double limited(double v) noexcept nogil:
@@ -133,20 +145,18 @@ cdef double limited(double v) noexcept nogil:
 
 
 cdef void make_table(
-    const Source *s, double brightness, double contrast, double grey,
-    const float *factor, const float *shift, float *table,
+    const Source *s, double brightness, double contrast, double grey, float *table,
 ) noexcept nogil:
     cdef int c, v
     cdef float value
     for c in range(s.channels):
         for v in range(256):
             value = limited(contrast * limited(brightness * v) + (1 - contrast) * grey)
-            table[256 * c + v] = value * factor[c] - shift[c]
+            table[256 * c + v] = value * s.factor[c] - s.shift[c]
 
 
 cdef void recolour(
-    const Source *s, const double *luma, double brightness, double contrast,
-    const float *factor, const float *shift, float *table,
+    const Source *s, const double *luma, double brightness, double contrast, float *table,
 ) noexcept nogil:
     cdef double grey = 0
     cdef int c, i, v
@@ -165,7 +175,7 @@ cdef void recolour(
             for v in range(256):
                 total += counts[v] * limited(brightness * v)
             grey += luma[c] * total / (<double> s.height * s.width)
-    make_table(s, brightness, contrast, grey, factor, shift, table)
+    make_table(s, brightness, contrast, grey, table)
 
 
 cdef bint whole_pixels(const double *m) noexcept nogil:
@@ -194,28 +204,52 @@ cdef int source_index(const Source *s, double at, int size) noexcept nogil:
     return <int> at if 0 <= at <= size - 1 else -1
 
 
+cdef void convert(
+    const Source *s, int c, int row, int column, int count, float *out,
+) noexcept nogil:
+    """Pixels of a row of the source in floats."""
+    cdef const uint8_t *pixels = s.x + c * s.x_channel + row * s.x_row + column
+    if s.table == s.shared:
+        cs_normalise(count, pixels, s.factor[c], s.shift[c], out)
+    else:
+        cs_look_up(count, pixels, s.table + 256 * c, out)
+
+
 cdef void copy(const Source *s, const double *m, float *out) noexcept nogil:
-    cdef int c, i, j, row, column
-    cdef const uint8_t *pixels
-    cdef const float *table
+    cdef int c, i, j, row
+    cdef bint mirrored = m[0] < 0
+    # The columns of the result that lie in the source: from `first` to before `end`.
+    cdef double left = m[2] - (s.width - 1) if mirrored else -m[2]
+    cdef int first = <int> min(max(left, 0), s.width)
+    cdef int end = <int> min(max(left + s.width, 0), s.width)
+    cdef int column = <int> (first - left)   # of `first`, or of end - 1
     cdef float black
     cdef float *to
-    for j in range(s.width):
-        s.places[j] = source_index(s, m[0] * j + m[2], s.width)
+    cdef const uint8_t *pixels
+    if mirrored:
+        column = <int> (left + s.width - end)
     for c in range(s.channels):
-        table = s.table + 256 * c
-        black = s.black[256 * c]
+        black = s.shared[256 * c]
         for i in range(s.height):
             to = out + (c * s.height + i) * <Py_ssize_t> s.width
             row = source_index(s, i + m[5], s.height)
             if row < 0:
-                for j in range(s.width):
-                    to[j] = black
+                cs_fill(s.width, black, to)
+                continue
+            if mirrored:
+                convert(s, c, row, column, end - first, s.across)
+                cs_mirror(end - first, s.across, to + first)
+            else:
+                convert(s, c, row, column, end - first, to + first)
+            if not s.reflect:
+                cs_fill(first, black, to)
+                cs_fill(s.width - end, black, to + end)
                 continue
             pixels = s.x + c * s.x_channel + row * s.x_row
-            for j in range(s.width):
-                column = s.places[j]
-                to[j] = black if column < 0 else table[pixels[column]]
+            for j in range(first):
+                to[j] = s.table[256 * c + pixels[source_index(s, m[0] * j + m[2], s.width)]]
+            for j in range(end, s.width):
+                to[j] = s.table[256 * c + pixels[source_index(s, m[0] * j + m[2], s.width)]]
 
 
 cdef void interpolate(const Source *s, const double *m, float *out) noexcept nogil:
@@ -225,49 +259,31 @@ cdef void interpolate(const Source *s, const double *m, float *out) noexcept nog
     for i in range(s.height):
         find_places(s, m, i)
         cs_interpolate_row(
-            s.channels, s.width, s.across, s.down, s.planes, s.plane, <int32_t> s.stride,
-            out + i * <Py_ssize_t> s.width, area,
+            s.channels, s.width, s.across, s.down, s.places, s.planes, s.plane,
+            <int32_t> s.stride, out + i * <Py_ssize_t> s.width, area,
         )
 
 
 cdef void fill_planes(const Source *s) noexcept nogil:
-    """The source in floats, with a border of black."""
-    cdef int c, i, j
-    cdef float black
-    cdef const float *table
-    cdef const uint8_t *pixels
-    cdef float *to
+    """The source in floats, within its border."""
+    cdef int c, i
     for c in range(s.channels):
-        to = s.planes + c * s.plane
-        table = s.table + 256 * c
-        black = s.black[256 * c]
-        for j in range(s.plane):
-            to[j] = black
         for i in range(s.height):
-            pixels = s.x + c * s.x_channel + i * s.x_row
-            to = s.planes + c * s.plane + (i + BEFORE) * s.stride + BEFORE
-            for j in range(s.width):
-                to[j] = table[pixels[j]]
+            convert(s, c, i, 0, s.width,
+                    s.planes + c * s.plane + (i + BEFORE) * s.stride + BEFORE)
 
 
 cdef void find_places(const Source *s, const double *m, int i) noexcept nogil:
     """Of row i: where each pixel lies in the planes."""
     cdef int j
-    cdef float x, y, left = -1, right = s.width, top = -1, bottom = s.height
     cdef float m0 = m[0], m3 = m[3], x0 = m[1] * i + m[2], y0 = m[4] * i + m[5]
-    cdef float *across = s.across
-    cdef float *down = s.down
     if s.reflect:
         for j in range(s.width):
-            across[j] = folded(m0 * j + x0, s.width) + BEFORE
-            down[j] = folded(m3 * j + y0, s.height) + BEFORE
+            s.across[j] = folded(m0 * j + x0, s.width) + BEFORE
+            s.down[j] = folded(m3 * j + y0, s.height) + BEFORE
     else:   # farther out is as black as just beyond the edge
-        for j in range(s.width):
-            x, y = m0 * j + x0, m3 * j + y0
-            x = left if x < left else x
-            y = top if y < top else y
-            across[j] = (right if x > right else x) + BEFORE
-            down[j] = (bottom if y > bottom else y) + BEFORE
+        cs_places(s.width, m0, x0 + BEFORE, s.width + BEFORE, s.across)
+        cs_places(s.width, m3, y0 + BEFORE, s.height + BEFORE, s.down)
 
 
 cdef void erase(const Source *s, const int32_t *box, float *out) noexcept nogil:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from math import floor
+from zlib import crc32
 
 import numpy as np
 import pytest
@@ -122,6 +123,29 @@ def test_strided_and_read_only_images():
     assert (
         batch(turned, np.zeros(8, int), np.arange(8), 1, NONE, p)[0] == p.normalise(turned)
     ).all()
+
+
+@pytest.mark.parametrize("reflect", [False, True])
+@pytest.mark.parametrize("shape", [(3, 6, 5), (1, 5, 37)])
+def test_maps_of_whole_pixels_equal_loops_to_the_bit(shape, reflect):
+    """Moved and mirrored by any distance, within the image, over its edges and beyond them."""
+    rng = np.random.default_rng(1)
+    x, width = rng.integers(0, 256, (4, *shape), np.uint8), shape[2]
+    p = preprocessing_for(x)
+    moves = [0, 1, -1, 3, -3, width, -width, 2 * width, -3 * width, 400, -400]
+    maps = [
+        [side, 0, move + (width - 1 if side < 0 else 0), 0, 1, down]
+        for side in (1, -1) for move in moves for down in (0, 2, -1, 50)
+    ]  # fmt: skip
+    rows = rng.integers(0, 4, len(maps))
+    out = run_kernel(x, rows, np.array(maps, float), reflect=reflect)
+    pad = 410
+    mode = "reflect" if reflect else "constant"
+    for i, (side, _, right, _, _, down) in enumerate(maps):
+        around = np.pad(x[rows[i]], ((0, 0), (pad, pad), (pad, pad)), mode)
+        columns = pad + side * np.arange(width) + right
+        moved = around[:, pad + down + np.arange(shape[1])][:, :, columns]
+        assert out[i].tobytes() == p.normalise(moved[None])[0].tobytes(), maps[i]
 
 
 @pytest.mark.parametrize("fault", [{"rows": [0, 5]}, {"rows": [-1, 0]}, {"maps": np.nan}])
@@ -320,6 +344,34 @@ def test_beta_draws_have_the_moments_of_beta(alpha):
         assert abs((expected < got).mean() - q) < 0.01 or abs(got - wanted) < 0.005
     assert abs(values.mean() - 0.5) < 0.01
     assert abs(values.var() - 1 / (4 * (2 * alpha + 1))) < 0.005
+
+
+def test_draws_are_splitmix64_of_seed_epoch_stream_and_row():
+    """By Python's integers: stored runs and figures rest on these numbers."""
+    mask = 2**64 - 1
+
+    def mix(z):
+        z = (z + 0x9E3779B97F4A7C15) & mask
+        z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & mask
+        z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & mask
+        return z ^ (z >> 31)
+
+    def number(seed, epoch, name, row):
+        folded = 0
+        while seed:
+            folded, seed = mix(folded ^ (seed & mask)), seed >> 64
+        key = mix(mix(mix(folded) ^ epoch) ^ crc32(name.encode()))
+        # `mix` adds the constant that the row has once more
+        return (mix((row - 1) * 0x9E3779B97F4A7C15 + key) >> 11) * 2.0**-53
+
+    rows = np.array([0, 1, 7, 10**9])
+    for seed in (0, 5, 2**70 + 3):
+        draws = Draws(seed, 3, rows)
+        expected = np.array([number(seed, 3, "name", int(row)) for row in rows])
+        assert (draws.uniform("name") == expected).all()
+        assert (draws.uniform("name", -2.0, 6.0) == -2.0 + 8.0 * expected).all()
+        assert (draws.integers("name", -3, 3) == -3 + np.floor(7 * expected)).all()
+        assert (draws.integers("name", -3, np.full(4, 3)) == draws.integers("name", -3, 3)).all()
 
 
 def test_draws_are_uniform_and_streams_independent():

@@ -1,8 +1,7 @@
 """Random numbers that belong to an image: functions of (seed, epoch, image, what they are for).
 
 A generator gives its numbers in order, so what an image gets would depend on which images came
-before it, in which batches. A hash of the four has no order: splitmix64, which passes the usual
-tests of randomness as a counter-based generator.
+before it, in which batches. A hash of the four has no order.
 """
 
 from __future__ import annotations
@@ -13,14 +12,14 @@ from zlib import crc32
 import numpy as np
 from numpy.typing import NDArray
 
+from convserve.kernels import _draws
+
 __all__ = ["Draws", "beta_quantile"]
 
 Numbers = NDArray[np.float64]
 Rows = NDArray[np.int64]
 
 _MASK = 2**64 - 1
-_GOLDEN = 0x9E3779B97F4A7C15
-_MULTIPLIERS = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 _NODES = 4097  # of the tabulated quantile function
 
 
@@ -32,24 +31,22 @@ class Draws:
 
     def __init__(self, seed: int, epoch: int, rows: Rows) -> None:
         self.epoch = epoch
-        self._seed, self._all_rows = seed, rows
-        self._key = _mix(_mix(_fold(seed)) ^ epoch)
-        self._rows = rows.astype(np.uint64)
+        self._seed, self._rows = seed, np.ascontiguousarray(rows)
+        self._key = _draws.mix(_folded(seed) ^ epoch)
 
     def of_run(self) -> Draws:
         """The draws that an image has once and for all epochs."""
-        return Draws(self._seed, 0, self._all_rows)
+        return Draws(self._seed, 0, self._rows)
 
     def uniform(self, name: str, low: float = 0.0, high: float = 1.0) -> Numbers:
         """float64 [N] in low <= value < high."""
-        key = _mix(self._key ^ crc32(name.encode()))
-        bits = _mixed(self._rows * np.uint64(_GOLDEN) + np.uint64(key))
-        unit: Numbers = (bits >> np.uint64(11)) * 2.0**-53
-        return low + (high - low) * unit
+        return _draws.uniform(self._rows, self._key, crc32(name.encode()), low, high)
 
     def integers(self, name: str, low: int, high: int | NDArray[np.int64]) -> NDArray[np.int64]:
         """int64 [N] in low..high, both included; high may be one for each image."""
-        return low + np.floor(self.uniform(name) * (high - low + 1)).astype(np.int64)
+        if isinstance(high, np.ndarray):
+            return low + np.floor(self.uniform(name) * (high - low + 1)).astype(np.int64)
+        return _draws.integers(self._rows, self._key, crc32(name.encode()), low, high)
 
     def beta(self, name: str, alpha: float) -> Numbers:
         """float64 [N] of Beta(alpha, alpha)."""
@@ -73,24 +70,11 @@ def beta_quantile(alpha: float) -> tuple[Numbers, Numbers]:
     return 0.5 * below / below[-1], v
 
 
-def _fold(seed: int) -> int:
+@lru_cache(maxsize=8)
+def _folded(seed: int) -> int:
     """64 bits of a seed of any size."""
     folded = 0
     while seed:
-        folded = _mix(folded ^ (seed & _MASK))
+        folded = _draws.mix(folded ^ (seed & _MASK))
         seed >>= 64
-    return folded
-
-
-def _mix(z: int) -> int:
-    z = (z + _GOLDEN) & _MASK
-    z = ((z ^ (z >> 30)) * _MULTIPLIERS[0]) & _MASK
-    z = ((z ^ (z >> 27)) * _MULTIPLIERS[1]) & _MASK
-    return z ^ (z >> 31)
-
-
-def _mixed(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(_MULTIPLIERS[0])
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(_MULTIPLIERS[1])
-    mixed: NDArray[np.uint64] = z ^ (z >> np.uint64(31))
-    return mixed
+    return _draws.mix(folded)

@@ -8,6 +8,8 @@ to the first. Places are taken from the centre, where mirroring is a change of s
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -16,6 +18,8 @@ from convserve.training.augment.draws import Draws, Numbers
 
 __all__ = ["crop_boxes", "cutout_boxes", "make_maps", "mirrored"]
 
+Values = NDArray[np.floating[Any]] | float  # an image's, or all images'
+
 ATTEMPTS = 10  # torchvision's, before it takes the largest part of the aspect ratio
 
 
@@ -23,30 +27,37 @@ def make_maps(draws: Draws, config: AugmentConfig, size: int, height: int, width
     """float64 [size, 6]: the place (row i, column j) of the result lies in the source at column
     m0·j + m1·i + m2, row m3·j + m4·i + m5.
     """
-    # Rows of the matrix: the source's column and row by the result's column, row and 1, which
-    # stand for places relative to the centre until the last step.
-    maps = np.zeros((size, 2, 3))
-    maps[:, 0, 0] = maps[:, 1, 1] = 1.0
+    # The source's column is a·j + b·i + …, its row c·j + d·i + …; column by column, one number an
+    # image or one for all, since small arrays cost more to shape than to compute.
+    a: Values = 1.0
+    b: Values = 0.0
+    c, d = b, a
     if config.rotation or config.zoom:
         angle = np.deg2rad(draws.uniform("rotation", -config.rotation, config.rotation))
         scale = 1.0 / draws.uniform("zoom", 1.0 - config.zoom, 1.0 + config.zoom)
-        cos, sin = scale * np.cos(angle), scale * np.sin(angle)
-        maps[:, 0, :2] = np.stack([cos, -sin], axis=1)
-        maps[:, 1, :2] = np.stack([sin, cos], axis=1)
-    if config.shift:
-        right = draws.integers("shift right", -config.shift, config.shift)
-        down = draws.integers("shift down", -config.shift, config.shift)
-        maps[:, :, 2] -= maps[:, :, 0] * right[:, None] + maps[:, :, 1] * down[:, None]
-    maps[mirrored(draws, config, size), 0] *= -1.0
-    centre = (np.array([width, height]) - 1) / 2.0
-    offset = np.broadcast_to(centre, (size, 2))
+        a = d = scale * np.cos(angle)
+        c = scale * np.sin(angle)
+        b = -c
+    if config.flip != "none":
+        side = np.where(mirrored(draws, config, size), -1.0, 1.0)
+        a, b = a * side, b * side
+    # Where the centres lie: of what is kept, in the source, and where that goes, in the result.
+    x: Values = (width - 1) / 2.0
+    y: Values = (height - 1) / 2.0
+    to_x, to_y = x, y
     if config.crop_scale < 1.0:
         top, left, bottom, right = crop_boxes(draws, config, size, height, width).T
-        extent = np.stack([right - left, bottom - top], axis=1)
-        maps *= (extent / [width, height])[:, :, None]
-        offset = np.stack([left, top], axis=1) + (extent - 1) / 2.0
-    maps[:, :, 2] += offset - maps[:, :, :2] @ centre
-    return maps.reshape(size, 6)
+        across, down = (right - left) / width, (bottom - top) / height
+        a, b, c, d = a * across, b * across, c * down, d * down
+        x, y = (left + right - 1) / 2.0, (top + bottom - 1) / 2.0
+    if config.shift:
+        to_x = to_x + draws.integers("shift right", -config.shift, config.shift)
+        to_y = to_y + draws.integers("shift down", -config.shift, config.shift)
+    maps = np.empty((size, 6))
+    columns = (a, b, x - (a * to_x + b * to_y), c, d, y - (c * to_x + d * to_y))
+    for k, column in enumerate(columns):
+        maps[:, k] = column
+    return maps
 
 
 def mirrored(draws: Draws, config: AugmentConfig, size: int) -> NDArray[np.bool_]:
