@@ -7,10 +7,12 @@
 
 #define CS_PX_MAX (CS_PX1 > CS_PX2 ? CS_PX1 : CS_PX2)
 
-/* `step`: floats between pixels where the compiler may know them, 0 for p->x_px */
-CS_INLINE void conv_tile(const int nb, const int np, const int step, const cs_conv *p, int planes,
-                         int last, const float *x, const float *w, const float *bias,
+/* The pixels of nr rows, as many of each. `step`: floats between pixels where the compiler may know them,
+ * 0 for p->x_px */
+CS_INLINE void conv_tile(const int nb, const int nr, const int np, const int step, const cs_conv *p,
+                         int planes, int last, const float *x, const float *w, const float *bias,
                          const float *r, float *y) {
+    const int row = np / nr;
     vf acc[4][CS_PX_MAX];
     const int64_t x_px = step ? step : p->x_px;
 CS_UNROLL(4)
@@ -31,7 +33,7 @@ CS_UNROLL(4)
                         wv[b] = v_load(w + b * CS_VL);
 CS_UNROLL(16)
                     for (int i = 0; i < np; i++) {
-                        const vf xv = v_set(xr[i * x_px + k]);
+                        const vf xv = v_set(xr[i / row * p->x_oh + i % row * x_px + k]);
 CS_UNROLL(4)
                         for (int b = 0; b < nb; b++)
                             acc[b][i] += xv * wv[b];
@@ -47,8 +49,8 @@ CS_UNROLL(16)
         for (int i = 0; i < np; i++) {
             vf v = acc[b][i];
             if (r)
-                v += v_load(r + b * p->r_block + i * p->r_px);
-            v_store(y + b * p->y_block + i * p->y_px, v_clip(v, low, high));
+                v += v_load(r + b * p->r_block + i / row * p->r_row + i % row * p->r_px);
+            v_store(y + b * p->y_block + i / row * p->y_row + i % row * p->y_px, v_clip(v, low, high));
         }
 }
 
@@ -96,7 +98,7 @@ typedef void conv_tile_fn(const cs_conv *p, int planes, int last, const float *x
     static void conv_tile_##nb##x##np##_##name(const cs_conv *p, int planes, int last,             \
                                                const float *x, const float *w, const float *bias,  \
                                                const float *r, float *y) {                         \
-        conv_tile(nb, np, step, p, planes, last, x, w, bias, r, y);                                \
+        conv_tile(nb, 1, np, step, p, planes, last, x, w, bias, r, y);                             \
     }
 #define CS_TILES6(nb, name, step)                                                                  \
     CS_TILE(nb, 1, name, step) CS_TILE(nb, 2, name, step) CS_TILE(nb, 3, name, step)               \
@@ -161,6 +163,25 @@ static conv_tile_fn *const conv_tiles[4][3][15] = {
     CS_FAMILY_ROWS(any),
 };
 
+#if CS_PX2 >= 14
+/* Two rows of 4 to 7 pixels at a time: a wider tile loads the weights half as often. */
+#define CS_ROW_PAIR(np, name, step)                                                                \
+    static void conv_pair_##np##_##name(const cs_conv *p, int planes, int last, const float *x,    \
+                                        const float *w, const float *bias, const float *r,         \
+                                        float *y) {                                                \
+        conv_tile(2, 2, 2 * np, step, p, planes, last, x, w, bias, r, y);                          \
+    }
+#define CS_ROW_PAIRS(name, step)                                                                   \
+    CS_ROW_PAIR(4, name, step) CS_ROW_PAIR(5, name, step)                                          \
+    CS_ROW_PAIR(6, name, step) CS_ROW_PAIR(7, name, step)
+CS_ROW_PAIRS(blocked, CS_VL)
+CS_ROW_PAIRS(blocked2, 2 * CS_VL)
+static conv_tile_fn *const conv_pairs[4][8] = {
+    {[4] = conv_pair_4_blocked, conv_pair_5_blocked, conv_pair_6_blocked, conv_pair_7_blocked},
+    {[4] = conv_pair_4_blocked2, conv_pair_5_blocked2, conv_pair_6_blocked2, conv_pair_7_blocked2},
+};
+#endif
+
 /* Few pixels a row leave registers for more output blocks, which reuse each broadcast. */
 static int conv_tile_blocks(int ow, int blocks) {
     if (CS_PX4 && ow <= CS_PX4 && blocks >= 4)
@@ -203,8 +224,11 @@ static void conv(const cs_conv *p, int t, int oh0, int oh1, const float *x, cons
     const int size = tile->blocks == 4 ? 2 : tile->blocks - 1;
     const int step = p->x_px == CS_VL ? 0 : p->x_px == 2 * CS_VL ? 1 : p->x_px == 1 ? 2 : 3;
     const int widest = conv_tile_pixels(tile->blocks);
-    const int parts = (p->ow + widest - 1) / widest;
     const int last = p->last_plane - tile->plane;
+    /* rows that follow each other without a gap are one long row */
+    const int together = p->x_oh == p->ow * p->x_px && p->y_row == p->ow * p->y_px &&
+                         (!r || p->r_row == p->ow * p->r_px) ? oh1 - oh0 : 1;
+    const int width = p->ow * together, parts = (width + widest - 1) / widest;
     assert(tile->blocks == 1 || tile->blocks == 2 || (CS_PX4 && tile->blocks == 4));
     assert(0 <= oh0 && oh1 <= p->oh);
 
@@ -219,11 +243,21 @@ static void conv(const cs_conv *p, int t, int oh0, int oh1, const float *x, cons
     y += tile->block * p->y_block;
     if (r)
         r += tile->block * p->r_block;
-    for (int oh = oh0; oh < oh1; oh++)
+#if CS_PX2 >= 14
+    conv_tile_fn *pair = tile->blocks == 2 && together == 1 && p->ow <= 7 ? conv_pairs[step][p->ow] : NULL;
+    for (; pair && oh0 + 2 <= oh1; oh0 += 2) {
+        float *yt = y + oh0 * p->y_row;
+        pair(p, tile->planes, last, x + oh0 * p->x_oh, w, bias, r ? r + oh0 * p->r_row : NULL, yt);
+        for (int b = 0; b < 2; b++)
+            for (int h = 0; h < 2; h++)
+                follow_curve(&p->activation, p->ow, yt + b * p->y_block + h * p->y_row, p->y_px);
+    }
+#endif
+    for (int oh = oh0; oh < oh1; oh += together)
         for (int i = 0; i < parts; i++) {
             /* equal parts: a tail of one pixel would wait for its own multiply-adds */
-            const int ow = (int)((int64_t)p->ow * i / parts);
-            const int np = (int)((int64_t)p->ow * (i + 1) / parts) - ow;
+            const int ow = (int)((int64_t)width * i / parts);
+            const int np = (int)((int64_t)width * (i + 1) / parts) - ow;
             float *yt = y + oh * p->y_row + ow * p->y_px;
             run[np](p, tile->planes, last, x + oh * p->x_oh + ow * p->x_px, w, bias,
                     r ? r + oh * p->r_row + ow * p->r_px : NULL, yt);

@@ -353,6 +353,9 @@ int main(void) {
         for (int ow = 1; ow <= 15; ow++)
             check_conv(b + 3, 5 * b - 1, ow % 2 ? 3 : 1, 1, 2, ow, 0);
         check_conv(2 * b, 3 * b, 3, 2, 3, 7, 0);
+        for (int ow = 4; ow <= 7; ow++)     /* two rows at a time, and a last one */
+            for (int stride = 1; stride <= 2; stride++)
+                check_conv(b + 3, 3 * b - 1, 3, stride, 3, ow, 0);
         check_conv(b, b + 1, 3, 3, 3, 7, 0);
         for (int ow = 1; ow <= 2 * b + 3; ow++)
             check_conv(3, 2 * b + 1 + ow % 2, 5, 1 + ow % 4 / 2, 2, ow, 1);
