@@ -2,10 +2,20 @@
  * transposition in registers, the last one of a row reaching back into the one before. Rows that
  * follow each other without a gap are one long row. */
 
+/* Planes of so many floats, and what is fetched ahead of the place in larger ones. */
+#define CS_PACK_SMALL 1024
+#define CS_PACK_AHEAD 64
+
 /* `count` pixels at y, of those that begin `skip` pixels after x */
 CS_INLINE void pack_square(int channels, const float *x, int64_t x_c, int skip, int count, float *y,
                            int64_t y_px) {
     vf square[CS_VL];
+    /* As many streams as channels are more than the processor foresees: what comes next of each is
+     * fetched, or of small planes the next block. */
+    const int64_t ahead = x_c <= CS_PACK_SMALL ? CS_VL * x_c : CS_PACK_AHEAD;
+CS_UNROLL(16)
+    for (int c = 0; c < CS_VL; c++)
+        __builtin_prefetch(x + c * x_c + ahead);
 CS_UNROLL(16)
     for (int c = 0; c < CS_VL; c++)
         square[c] = c < channels ? v_load(x + c * x_c) : (vf){0};
