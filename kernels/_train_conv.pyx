@@ -163,8 +163,9 @@ cdef class TrainConv:
     cdef tuple _packed(self, const float[:, :, :, ::1] weight):
         cdef Buffer forward = Buffer(self.layer.forward_floats)
         cdef Buffer backward = Buffer(self.layer.backward_floats)
-        cdef int part
-        for part in prange(self.threads, num_threads=self.threads, nogil=True, schedule="static"):
+        # a name of its own: a checked build can't leave the start of a parallel loop
+        cdef int part, threads = self.threads
+        for part in prange(threads, num_threads=threads, nogil=True, schedule="static"):
             cs_train_conv_pack(&self.layer, &weight[0, 0, 0, 0], forward.data, backward.data, part,
                                self.threads)
         return forward, backward
@@ -199,12 +200,12 @@ cdef class TrainConv:
         cdef Buffer packed = self._packed(weight)[1]
         cdef Buffer scratch = borrow(self.threads * layer.scratch_floats)
         cdef bint add = dx is not None
-        cdef int n, calls = (layer.images + self.step - 1) // self.step
+        cdef int n, calls = (layer.images + self.step - 1) // self.step, threads = self.threads
         if add:
             out = self._input(dx, self.halos[2], False)
         else:
             out = Blocked(layer.images, layer.c, layer.h, layer.w, self.halos[2], False)
-        for n in prange(calls, num_threads=self.threads, nogil=True, schedule="dynamic"):
+        for n in prange(calls, num_threads=threads, nogil=True, schedule="dynamic"):
             cs_train_conv_data_gradient(layer, n * self.step,
                                         min(layer.images, (n + 1) * self.step),
                                         gs.at(0, 0, 0), packed.data, out.at(0, 0, 0), add,
@@ -224,15 +225,16 @@ cdef class TrainConv:
         cdef Buffer scratch = borrow(self.threads * layer.scratch_floats)
         cdef float[:, :, :, ::1] dweight = np.zeros(self.weight_shape, np.float32)
         cdef float[::1] dbias = np.zeros(layer.o, np.float32)
-        cdef int task, tasks = self.parts * layer.filter_parts, part, filters
+        cdef int tasks = self.parts * layer.filter_parts, threads = self.threads
+        cdef int task, part, filters
         with nogil:
             memset(partials.data, 0, self.parts * layer.partial_floats * sizeof(float))
-            for task in prange(tasks, num_threads=self.threads, schedule="dynamic"):
+            for task in prange(tasks, num_threads=threads, schedule="dynamic"):
                 part, filters = task // layer.filter_parts, task % layer.filter_parts
                 self._part(part, filters, xs.at(0, 0, 0), gs.at(0, 0, 0),
                            partials.data + part * layer.partial_floats,
                            scratch.data + threadid() * layer.scratch_floats)
-            for task in prange(self.threads, num_threads=self.threads, schedule="static"):
+            for task in prange(threads, num_threads=threads, schedule="static"):
                 cs_train_conv_reduce(layer, partials.data, self.parts, &dweight[0, 0, 0, 0],
                                      &dbias[0] if layer.bias else NULL, task, self.threads)
         release(partials)
