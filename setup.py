@@ -44,17 +44,24 @@ TRAIN_CONV = [
 ]
 
 
-def isa_library(isa):
-    source = f"kernels/csrc/isa_{isa}.c"
+def library(name, sources, flags):
     return (
-        f"convserve_{isa}",
+        f"convserve_{name}",
         {
-            "sources": [source],
-            "obj_deps": {"": HEADERS, source: HEADERS},
+            "sources": sources,
+            "obj_deps": dict.fromkeys(["", *sources], HEADERS),
             "include_dirs": ["kernels/csrc"],
-            "cflags": CFLAGS + ISA_FLAGS[isa],
+            "cflags": [*CFLAGS, *flags],
         },
     )
+
+
+# A library, for extensions are built side by side: two that list the same source write its object
+# file at the same time.
+LIBRARIES = [
+    *(library(isa, [f"kernels/csrc/isa_{isa}.c"], flags) for isa, flags in ISA_FLAGS.items()),
+    library("train", TRAIN_CONV, [*ISA_DEFINES, "-Wno-unused-function"]),
+]
 
 
 def extension(name, sources=(), libraries=(), flags=()):
@@ -63,7 +70,7 @@ def extension(name, sources=(), libraries=(), flags=()):
         [f"kernels/{name}.pyx", *sources],
         include_dirs=["kernels/csrc"],
         libraries=list(libraries),
-        depends=HEADERS,
+        depends=[*HEADERS, *(TRAIN_CONV if "convserve_train" in libraries else ())],
         extra_compile_args=[*CFLAGS, *ISA_DEFINES, "-fopenmp", "-Wno-unused-function", *flags],
         extra_link_args=["-fopenmp", *SANITIZERS],
     )
@@ -126,22 +133,19 @@ extensions = [
     extension("_pointwise"),
     extension("_pool"),
     extension("_tensors"),
-    extension("_train_conv", TRAIN_CONV),
-    extension("_train_layers", TRAIN_CONV),
+    extension("_train_conv", libraries=["convserve_train"]),
+    extension("_train_layers", libraries=["convserve_train"]),
     extension("_winograd"),
     extension(
         "_executor",
         [f"kernels/csrc/{name}.c" for name in ("executor", "operations", "convolutions", "team")],
     ),
-    extension(
-        "_trainer",
-        [*TRAIN_CONV, *TRAIN_STEP],
-    ),
+    extension("_trainer", TRAIN_STEP, ["convserve_train"]),
 ]
 
 setup(
     cmdclass={"build_ext": BuildExt, "build_clib": BuildClib},
-    libraries=[isa_library(isa) for isa in ISA_FLAGS],
+    libraries=LIBRARIES,
     ext_modules=cythonize(
         [e for e in extensions if Path(e.sources[0]).exists()],
         include_path=[cimport_tree()],
