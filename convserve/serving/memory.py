@@ -4,6 +4,9 @@ What gRPC read a request into is freed in pieces, and the C library keeps them f
 requests of 64 MiB left 160 MB behind, for good. So a thread looks once a second, and lets the
 library give back what is free when the process has grown and does little else, or has grown much.
 Giving back takes milliseconds, in which other threads may have to wait for memory.
+
+And the library has two heaps instead of eight a core: each keeps what it can't give back, and threads
+that take turns don't need one each. That is 4 MB less of 84 after a load.
 """
 
 from __future__ import annotations
@@ -15,13 +18,22 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-__all__ = ["MemoryKeeper"]
+__all__ = ["MemoryKeeper", "share_heaps"]
 
 _SECONDS = 1.0  # between two looks
 _GROWN = 1 << 19  # bytes
 _GROWN_MUCH = 64 << 20
 _QUIET = 0.1  # of a core, below which nobody is kept waiting
 _STATM = Path("/proc/self/statm")
+_M_ARENA_MAX = -8  # of glibc's malloc.h
+_HEAPS = 2
+
+
+def share_heaps() -> None:
+    """Let threads share two heaps; for before they start. Does nothing without glibc."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_ARENA_MAX, _HEAPS)
 
 
 class MemoryKeeper:
