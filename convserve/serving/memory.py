@@ -5,8 +5,8 @@ requests of 64 MiB left 160 MB behind, for good. So a thread looks once a second
 library give back what is free when the process has grown and does little else, or has grown much.
 Giving back takes milliseconds, in which other threads may have to wait for memory.
 
-And the library has two heaps instead of eight a core: each keeps what it can't give back, and threads
-that take turns don't need one each. That is 4 MB less of 84 after a load.
+And the library has two heaps instead of eight a core: each keeps what it can't give back, and
+threads that take turns don't need one each. That is 4 MB less of 84 after a load.
 """
 
 from __future__ import annotations
