@@ -18,12 +18,14 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-__all__ = ["MemoryKeeper", "share_heaps"]
+__all__ = ["MemoryKeeper", "Watch", "share_heaps"]
 
 _SECONDS = 1.0  # between two looks
 _GROWN = 1 << 19  # bytes
 _GROWN_MUCH = 64 << 20
 _QUIET = 0.1  # of a core, below which nobody is kept waiting
+_AGAIN = 10  # looks
+_WORK = 0.02  # seconds of processor time, less than a large request takes
 _STATM = Path("/proc/self/statm")
 _M_ARENA_MAX = -8  # of glibc's malloc.h
 _HEAPS = 2
@@ -34,6 +36,37 @@ def share_heaps() -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(_M_ARENA_MAX, _HEAPS)
+
+
+class Watch:
+    """Says at each look, a second after the last one, whether to give back what is free.
+
+    In quiet seconds that is when the process has grown since it last was done, and otherwise every
+    ten seconds if something was done: what was in use then may be free now. In others it is when
+    the process has grown much.
+    """
+
+    def __init__(self, resident: int) -> None:
+        self._quiet_floor = self._floor = resident  # after the last time in quiet, and at all
+        self._looks, self._worked = 0, 0.0
+
+    def is_due(self, resident: int, worked: float) -> bool:
+        """resident: bytes in use; worked: seconds of processor time since the last look."""
+        self._looks += 1
+        self._worked += worked
+        self._quiet_floor = min(self._quiet_floor, resident)
+        self._floor = min(self._floor, resident)
+        if worked >= _QUIET * _SECONDS:
+            return resident - self._floor > _GROWN_MUCH
+        again = self._looks >= _AGAIN and self._worked > _WORK
+        return again or resident - self._quiet_floor > _GROWN
+
+    def done(self, resident: int, worked: float) -> None:
+        """It was given back, with the last look's `worked`, and `resident` is left."""
+        self._floor = resident
+        if worked < _QUIET * _SECONDS:
+            self._quiet_floor = resident
+            self._looks, self._worked = 0, 0.0
 
 
 class MemoryKeeper:
@@ -52,17 +85,13 @@ class MemoryKeeper:
         self._closed.set()
 
     def _run(self) -> None:
-        floor = _resident()
-        busy = time.process_time()
+        watch, busy = Watch(_resident()), time.process_time()
         while not self._closed.wait(_SECONDS):
             before, busy = busy, time.process_time()
-            grown = _resident() - floor
-            quiet = busy - before < _QUIET * _SECONDS
-            if grown > (_GROWN if quiet else _GROWN_MUCH):
+            if watch.is_due(_resident(), busy - before):
                 self._trim(0)
-                floor = _resident()
-            else:
-                floor += min(grown, 0)
+                watch.done(_resident(), busy - before)
+                busy = time.process_time()  # this was no work
 
 
 def _resident() -> int:
