@@ -6,17 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from convserve.cli._classifiers import ServedClassifier
+from convserve.cli._classifiers import Pixels, Scores, ServedClassifier
 from convserve.engine.model import Model
 from convserve.graph import layers
 from convserve.preprocessing import Preprocessing
 
 __all__ = ["Candidate"]
-
-Pixels = NDArray[np.uint8]  # [N, C, H, W]
-Scores = NDArray[np.float32]  # [N, classes]
 
 
 @dataclass(frozen=True)
