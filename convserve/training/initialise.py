@@ -11,6 +11,7 @@ from math import prod, sqrt
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
+from numpy.typing import NDArray
 
 from convserve.datasets import Dataset
 from convserve.errors import TrainingError
@@ -41,7 +42,7 @@ def initialise(graph: Graph, dataset: Dataset, config: TrainConfig) -> dict[str,
     if config.whiten:
         first = _first_convolution(graph)
         weight = params[f"{first.name}.weight"]
-        images = dataset.preprocessing.normalise(dataset.train.x[:WHITENING_IMAGES])
+        images = dataset.preprocessing.normalise(dataset.train.x[_spread(len(dataset.train))])
         params[f"{first.name}.weight"] = whitening_filters(images, weight.shape)
     return params
 
@@ -71,6 +72,11 @@ def whitening_filters(images: Array, shape: tuple[int, ...]) -> Array:
     filters = (vectors / np.sqrt(values + WHITENING_EPS)).T[::-1].reshape(-1, *shape[1:])
     both = np.concatenate([filters, -filters])[:count]
     return np.ascontiguousarray(both, np.float32)
+
+
+def _spread(count: int) -> NDArray[np.int64]:
+    """Rows over all of the data: where it lies class by class, the first ones are of one class."""
+    return np.linspace(0, count - 1, min(count, WHITENING_IMAGES)).astype(np.int64)
 
 
 def _dirac(weight: Array, rng: np.random.Generator) -> Array:

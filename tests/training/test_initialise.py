@@ -66,6 +66,14 @@ def test_the_record_recipe_starts_as_it_should():
     assert not np.array_equal(other["conv2.weight"], params["conv2.weight"])
 
 
+def test_whitening_sees_images_from_all_of_the_data(monkeypatch):
+    monkeypatch.setattr("convserve.training.initialise.WHITENING_IMAGES", 4)
+    graph, data = architectures.build("airbench"), made_data()
+    params = initialise(graph, data, TrainConfig(whiten=True))
+    x = data.preprocessing.normalise(data.train.x[[0, 13, 26, 39]])
+    np.testing.assert_array_equal(params["conv1.weight"], whitening_filters(x, (24, 3, 2, 2)))
+
+
 def test_the_usual_start_is_the_graph_s_own():
     graph, data = architectures.build("resnet20"), made_data()
     params = initialise(graph, data, TrainConfig(seed=3))
