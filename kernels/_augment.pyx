@@ -16,6 +16,7 @@ from libc.stdint cimport int32_t, int64_t, uint8_t
 from convserve.errors import ShapeError
 
 cdef extern from "pixels.h" nogil:
+    void cs_prefetch(const uint8_t *pixels, int64_t bytes)
     void cs_normalise(int width, const uint8_t *pixels, float factor, float shift, float *out)
     void cs_look_up(int width, const uint8_t *pixels, const float *table, float *out)
     void cs_fill(int width, float value, float *out)
@@ -30,6 +31,7 @@ cdef extern from "pixels.h" nogil:
 cdef enum:
     BEFORE = 1
     BORDER = 3
+    NEAR = 2    # images ahead of the one that is made, brought into the cache
 
 
 def augment(
@@ -104,6 +106,8 @@ def augment(
     s.factor, s.shift = &fv[0], &sv[0]
     with nogil:
         for i in range(n):
+            if i + NEAR < n:
+                prefetch(&s, &xv[rv[i + NEAR], 0, 0, 0])
             s.x = &xv[rv[i], 0, 0, 0]
             if recoloured:
                 recolour(&s, &lv[0], pv[i, 0], pv[i, 1], &own[0, 0])
@@ -138,6 +142,12 @@ cdef struct Source:
     float *across                # [W], where a row's pixels lie in a plane: columns, rows, both
     float *down
     int32_t *places
+
+
+cdef void prefetch(const Source *s, const uint8_t *x) noexcept nogil:
+    cdef int c
+    for c in range(s.channels):
+        cs_prefetch(x + c * s.x_channel, s.height * s.x_row)
 
 
 cdef double limited(double v) noexcept nogil:

@@ -1,7 +1,7 @@
 """The batches of an epoch, shuffled and augmented, made while the network learns from earlier ones.
 
-order of (seed, epoch) ─▶ rows of batch k ─▶ Augmenter, in a thread without the GIL ─▶ step k
-                               k + 2 is made while k is learnt
+order of (seed, epoch) ─▶ rows of job k ─▶ Augmenter, in a thread without the GIL ─▶ steps
+                               job k + 2 is made while k's batches are learnt
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from math import ceil
+from math import ceil, prod
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +23,8 @@ from convserve.training.step import Array
 __all__ = ["Batches"]
 
 SHUFFLE_STREAM = 1  # tells this random stream of a seed and epoch from others
-AHEAD = 2  # batches that are made before they are asked for
+AHEAD = 2  # jobs that are begun before their batches are asked for
+JOB_BYTES = 2 * 2**20  # of images in a job: small batches are made several at a time
 
 
 class Batches:
@@ -58,20 +59,26 @@ class Batches:
         """
         rng = np.random.default_rng([self._config.seed, SHUFFLE_STREAM, epoch])
         order, size = rng.permutation(self._images), self._config.batch_size
-        buffers = np.empty((AHEAD + 1, min(size, self._images), *self._shape), np.float32)
+        image_bytes = 4 * prod(self._shape)
+        together = max(1, JOB_BYTES // max(image_bytes * size, 1)) * size  # images
+        end = min(len(self) * size, self._images)
+        starts = range(first * size, end, together)
+        buffers = np.empty((AHEAD + 1, min(together, self._images), *self._shape), np.float32)
 
-        def make(number: int) -> tuple[Array, Array]:
-            rows: NDArray[np.int64] = order[number * size : (number + 1) * size]
-            out = buffers[number % len(buffers), : len(rows)]
+        def make(job: int) -> tuple[Array, Array]:
+            rows: NDArray[np.int64] = order[starts[job] : min(starts[job] + together, end)]
+            out = buffers[job % len(buffers), : len(rows)]
             return self._augmenter.batch(rows, epoch, out)
 
         pending: deque[Future[tuple[Array, Array]]] = deque()
         pool = ThreadPoolExecutor(1, thread_name_prefix="augment")
         try:
-            for number in range(first, len(self) + AHEAD):
-                if number < len(self):
-                    pending.append(pool.submit(make, number))
-                if number - first >= AHEAD:
-                    yield pending.popleft().result()
+            for job in range(len(starts) + AHEAD):
+                if job < len(starts):
+                    pending.append(pool.submit(make, job))
+                if job >= AHEAD:
+                    x, targets = pending.popleft().result()
+                    for at in range(0, len(x), size):
+                        yield x[at : at + size], targets[at : at + size]
         finally:
             pool.shutdown(cancel_futures=True)

@@ -16,6 +16,14 @@ typedef int32_t cs_int4 __attribute__((vector_size(16)));
 #define CS_SHUFFLE4(a, b, ...) __builtin_shuffle(a, b, (cs_int4){__VA_ARGS__})
 #endif
 
+/* Has rows of pixels brought near: images come from anywhere in the data, one of which waits for memory as
+ * long as its conversion takes. What is behind the first pages comes by itself. */
+static inline void cs_prefetch(const uint8_t *pixels, int64_t bytes) {
+    bytes = bytes < 4096 ? bytes : 4096;
+    for (int64_t at = 0; at < bytes; at += 64)
+        __builtin_prefetch(pixels + at);
+}
+
 static inline void cs_normalise(int width, const uint8_t *restrict pixels, float factor, float shift,
                                 float *restrict out) {
     for (int j = 0; j < width; j++)

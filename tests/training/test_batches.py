@@ -17,6 +17,16 @@ SPLIT = Split(X, np.arange(23) % 3)
 PREPROCESSING = Preprocessing(4, 4, "grey", (0.0,), (1.0,))
 
 
+BATCH_BYTES = 5 * 4 * 4 * 4
+
+
+@pytest.fixture(autouse=True, params=[1, 2 * BATCH_BYTES, 1 << 20], ids=["one", "two", "all"])
+def job_bytes(request, monkeypatch):
+    """How many batches are made together must show nowhere."""
+    monkeypatch.setattr("convserve.training.batches.JOB_BYTES", request.param)
+    return request.param
+
+
 def batches(**settings):
     return Batches(SPLIT, 3, TrainConfig(batch_size=5, shift=0, **settings), PREPROCESSING)
 
@@ -50,7 +60,8 @@ def test_an_epoch_can_begin_at_any_batch():
             assert x.tobytes() == also_x.tobytes() and targets.tobytes() == also_targets.tobytes()
 
 
-def test_a_batch_is_made_while_the_one_before_is_used():
+def test_a_batch_is_made_while_the_one_before_is_used(monkeypatch):
+    monkeypatch.setattr("convserve.training.batches.JOB_BYTES", BATCH_BYTES)
     made = batches()
     started = threading.Event()
     inner = made._augmenter.batch
