@@ -201,6 +201,7 @@ cdef class Operations(Tensors):
         if pool is not None:
             self._pool_on_store(op, pool, widest)
         cdef int64_t row = tx.row * (o.conv.oh * window.sh // o.rows) * packed.planes
+        o.light = packed.weight_floats <= tx.image
         if (o.rows > 1 and o.conv.tiles > 1 and packed.weight_floats <= BAND_WEIGHTS
                 and row * o.rows > BAND_INPUT):
             o.band = self._aligned(op, BAND_FLOATS // row)

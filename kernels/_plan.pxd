@@ -20,7 +20,7 @@ cdef extern from "executor.h" nogil:
 
     ctypedef struct cs_conv_op:
         cs_conv conv
-        int32_t pooling, rows, band, strip
+        int32_t pooling, rows, band, light, strip
         cs_pool pool
 
     ctypedef struct cs_winograd_op:

@@ -81,13 +81,13 @@ void cs_convolve(const cs_task *task, const cs_op *op) {
                               (int)(rows.to - row < o->band ? rows.to : row + o->band));
         return;
     }
-    /* all rows of one tile after the other: threads take different output channels first, and so
-     * different weights */
-    const cs_span part = cs_share(task, (int64_t)o->conv.tiles * o->rows);
-    for (int t = (int)(part.from / o->rows); t * (int64_t)o->rows < part.to; t++) {
-        const int64_t start = (int64_t)t * o->rows;
-        convolve_rows(task, op, t, part.from > start ? (int)(part.from - start) : 0,
-                      part.to < start + o->rows ? (int)(part.to - start) : o->rows);
+    /* All rows of one tile after the other. Where there are many weights threads take different output
+     * channels first, and so different weights. */
+    const int by_rows = o->light && cs_by_rows(task, o->rows);
+    for (int t = 0; t < o->conv.tiles; t++) {
+        const cs_span rows = cs_rows(task, by_rows, o->conv.tiles, o->rows, t);
+        if (rows.from < rows.to)
+            convolve_rows(task, op, t, (int)rows.from, (int)rows.to);
     }
 }
 

@@ -39,17 +39,19 @@ static void stage_bytes(const cs_task *task, const cs_tensor *tx, const cs_tenso
 
 static void stage(const cs_task *task, const cs_tensor *tx, const cs_tensor *ty, const float *x, float *y) {
     const cs_kernels *k = task->plan->kernels;
-    const int64_t height = tx->height;
-    const cs_span part = cs_share(task, cs_planes(ty, k->block) * height);
-    for (int64_t p = part.from / height; p * height < part.to; p++) {
-        const int h0 = part.from > p * height ? (int)(part.from - p * height) : 0;
-        const int h1 = part.to < (p + 1) * height ? (int)(part.to - p * height) : (int)height;
+    const int height = tx->height, blocks = cs_planes(ty, k->block);
+    const int by_rows = height * tx->width >= CS_LARGE_PLANE && cs_by_rows(task, height);
+    for (int p = 0; p < blocks; p++) {
+        const cs_span rows = cs_rows(task, by_rows, blocks, height, p);
+        const int h0 = (int)rows.from, h1 = (int)rows.to;
+        if (h0 >= h1)
+            continue;
         if (ty->planar) {
             for (int h = h0; h < h1; h++)
                 memcpy(y + p * ty->plane + h * ty->row, x + p * tx->plane + h * tx->row,
                        sizeof(float) * tx->width);
         } else {
-            const int left = tx->channels - (int)p * k->block;
+            const int left = tx->channels - p * k->block;
             k->pack(left < k->block ? left : k->block, h0, h1, tx->width,
                     x + p * k->block * tx->plane, tx->plane, tx->row, tx->px, y + p * ty->plane,
                     ty->row, ty->px);
@@ -163,16 +165,17 @@ static void rows_of_block(const cs_task *task, const cs_op *op, int64_t i, int b
     }
 }
 
-/* Operations on blocks and rows: the rows of all blocks, one block after the other. */
-static void by_rows(const cs_task *task, const cs_op *op, int64_t i) {
+/* Operations on blocks and rows, one block after the other. */
+static void of_blocks(const cs_task *task, const cs_op *op, int64_t i) {
     const cs_tensor *ty = &task->plan->tensors[op->y];
     const int height = ty->height;
+    const int by_rows = height * ty->width >= CS_LARGE_PLANE && cs_by_rows(task, height);
     const int blocks = op->kind == CS_REARRANGE ? op->as.rearrange.blocks : cs_planes(ty, task->plan->kernels->block);
-    const cs_span part = cs_share(task, (int64_t)blocks * height);
-    for (int b = (int)(part.from / height); (int64_t)b * height < part.to; b++) {
-        const int64_t start = (int64_t)b * height;
-        const int h0 = part.from > start ? (int)(part.from - start) : 0;
-        const int h1 = part.to < start + height ? (int)(part.to - start) : height;
+    for (int b = 0; b < blocks; b++) {
+        const cs_span rows = cs_rows(task, by_rows, blocks, height, b);
+        const int h0 = (int)rows.from, h1 = (int)rows.to;
+        if (h0 >= h1)
+            continue;
         if (!op->strip) {
             rows_of_block(task, op, i, b, h0, h1, cs_pixels(task, op->y, i));
             continue;
@@ -227,7 +230,7 @@ static void one_image(const cs_task *task, const cs_op *op, int64_t i) {
             softmax(plan->kernels, op->kind, tx, x, cs_pixels(task, op->y, i));
         break;
     default:
-        by_rows(task, op, i);
+        of_blocks(task, op, i);
     }
 }
 

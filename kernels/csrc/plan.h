@@ -47,6 +47,7 @@ typedef struct cs_conv_op {
     int32_t pooling;        /* CS_MAX_POOL, CS_AVG_POOL or -1 */
     int32_t rows;           /* of what is stored */
     int32_t band;           /* rows that all tiles make before the next ones; 0: all rows */
+    int32_t light;          /* it has fewer weights than its input has values */
     int32_t strip;          /* rows that are pooled and stored together */
     cs_pool pool;           /* x_plane: floats of a strip of the convolution's rows of one block */
 } cs_conv_op;

@@ -18,6 +18,27 @@ static inline cs_span cs_share(const cs_task *task, int64_t total) {
     return (cs_span){total * task->rank / task->size, total * (task->rank + 1) / task->size};
 }
 
+/* Whether threads may share the rows, all channels of each, rather than the channels: what a thread has
+ * made it then mostly reads itself in the next operation, from its own cache. Not where one of them would
+ * have many more rows than another. */
+static inline int cs_by_rows(const cs_task *task, int64_t rows) {
+    const int64_t most = (rows + task->size - 1) / task->size;
+    return task->size > 1 && 8 * most * task->size <= 9 * rows;
+}
+
+/* Pixels from which on it is better for what treats each channel by itself: a part of a small plane is
+ * less than memory hands out at once. */
+enum { CS_LARGE_PLANE = 1024 };
+
+/* This task's rows of block b, of `blocks` blocks that have as many rows each; none where to <= from. */
+static inline cs_span cs_rows(const cs_task *task, int by_rows, int64_t blocks, int64_t rows, int64_t b) {
+    if (by_rows)
+        return cs_share(task, rows);
+    const cs_span part = cs_share(task, blocks * rows);
+    const int64_t from = part.from - b * rows, to = part.to - b * rows;
+    return (cs_span){from > 0 ? from : 0, to < rows ? to : rows};
+}
+
 /* the first pixel, behind the halo, of image i (counted in the batch) */
 static inline float *cs_pixels(const cs_task *task, int tensor, int64_t i) {
     const cs_tensor *t = &task->plan->tensors[tensor];
