@@ -143,7 +143,7 @@ extensions = [
     extension("_trainer", TRAIN_STEP, ["convserve_train"]),
 ]
 
-# What Cython puts into every module that has memoryviews, once for all of them: 2 MB less to install.
+# What Cython puts into every module that has memoryviews, once for all: 2 MB less to install.
 SHARED = "convserve.kernels._cyutility"
 shared = Extension(
     SHARED,

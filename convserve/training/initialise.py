@@ -7,6 +7,7 @@ neighbouring pixels.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from math import prod, sqrt
 
 import numpy as np
@@ -42,13 +43,16 @@ def initialise(graph: Graph, dataset: Dataset, config: TrainConfig) -> dict[str,
     if config.whiten:
         first = _first_convolution(graph)
         weight = params[f"{first.name}.weight"]
-        images = dataset.preprocessing.normalise(dataset.train.x[_spread(len(dataset.train))])
+        x, normalise = dataset.train.x, dataset.preprocessing.normalise
+        rows = _spread(len(dataset.train))
+        # One by one: as floats, all of them may be gigabytes.
+        images = (normalise(x[row : row + 1])[0] for row in rows)
         params[f"{first.name}.weight"] = whitening_filters(images, weight.shape)
     return params
 
 
-def whitening_filters(images: Array, shape: tuple[int, ...]) -> Array:
-    """Filters [O, C, KH, KW] after which patches of such images are uncorrelated.
+def whitening_filters(images: Iterable[Array], shape: tuple[int, ...]) -> Array:
+    """Filters [O, C, KH, KW] after which patches of such images, [C, H, W], are uncorrelated.
 
     The eigenvectors of the patches' covariance over their standard deviations, the strongest first,
     and then their negatives: O is up to twice C · KH · KW.
@@ -59,12 +63,13 @@ def whitening_filters(images: Array, shape: tuple[int, ...]) -> Array:
         raise TrainingError(
             f"a whitening layer of {height}×{width} filters has at most {2 * size}, not {count}"
         )
-    patches = sliding_window_view(images, (height, width), axis=(2, 3))
-    covariance = np.zeros((size, size))
-    for image in patches:  # [C, OH, OW, KH, KW]; one by one, as all at once are large
-        flat = image.transpose(1, 2, 0, 3, 4).reshape(-1, size).astype(np.float64)
+    covariance, patches = np.zeros((size, size)), 0
+    for image in images:
+        windows = sliding_window_view(image, (height, width), axis=(1, 2))  # [C, OH, OW, KH, KW]
+        flat = windows.transpose(1, 2, 0, 3, 4).reshape(-1, size).astype(np.float64)
         covariance += flat.T @ flat
-    covariance /= patches.shape[0] * patches.shape[2] * patches.shape[3]
+        patches += len(flat)
+    covariance /= patches
     values, vectors = np.linalg.eigh(covariance)  # ascending
     # An eigenvector's sign is nobody's: fix it, so that it is the same on any machine.
     largest = np.abs(vectors).argmax(axis=0)
