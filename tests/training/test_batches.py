@@ -15,16 +15,13 @@ from convserve.training.batches import Batches
 X = np.arange(23, dtype=np.uint8).reshape(23, 1, 1, 1).repeat(4, 2).repeat(4, 3)
 SPLIT = Split(X, np.arange(23) % 3)
 PREPROCESSING = Preprocessing(4, 4, "grey", (0.0,), (1.0,))
-
-
 BATCH_BYTES = 5 * 4 * 4 * 4
 
 
 @pytest.fixture(autouse=True, params=[1, 2 * BATCH_BYTES, 1 << 20], ids=["one", "two", "all"])
-def job_bytes(request, monkeypatch):
+def batches_a_job(request, monkeypatch):
     """How many batches are made together must show nowhere."""
     monkeypatch.setattr("convserve.training.batches.JOB_BYTES", request.param)
-    return request.param
 
 
 def batches(**settings):
