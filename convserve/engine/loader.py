@@ -154,7 +154,9 @@ class Loader:
         segment: Segment | None = None,
     ) -> ServedModel:
         self._warm_up(model, config)
-        scheduler = BatchScheduler(model, config, budget=self._budget, name=name)
+        scheduler = BatchScheduler(
+            model, config, budget=self._budget, name=name, estimate=model.estimate
+        )
         return ServedModel(name, str(version), model, scheduler, stamp, segment)
 
     def _warm_up(self, model: Model, config: ModelConfig) -> None:

@@ -180,6 +180,10 @@ class Model:
         """The plan that computes the graph's outputs for so many images in a call."""
         return self._plan(self._own[1], batch)
 
+    def estimate(self, images: int, threads: int) -> float:
+        """Seconds that `predict` should take for so many images, by the plan's cost model."""
+        return self.plan(images).estimate(images, threads)
+
     def _plan(self, layers: tuple[str, ...], images: int) -> Plan:
         made_for = None if self.batch_invariant else _made_for(images, self.threads)
         key = layers, made_for

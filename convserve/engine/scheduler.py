@@ -14,14 +14,14 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from convserve.engine.affinity import anywhere, roam
-from convserve.engine.batch import Batch, Inputs, select
+from convserve.engine.batch import Batch, Inputs, economical, select
 from convserve.engine.budget import ThreadBudget
 from convserve.engine.config import ModelConfig
 from convserve.engine.queues import PriorityQueues
@@ -34,6 +34,9 @@ __all__ = ["BatchScheduler", "Predictor", "Request"]
 Array = npt.NDArray[Any]
 _log = logging.getLogger(__name__)
 BRIEF = 1e-3  # seconds of computing for which a thread does not change its core
+OVERHEAD = 100e-6  # seconds that a batch takes besides computing: to merge, split and wake callers
+# Images a thread from which on one more or less in a batch makes no difference worth looking for.
+MANY = 16
 
 
 class Predictor(Protocol):
@@ -61,7 +64,9 @@ class BatchScheduler:
         budget: ThreadBudget | None = None,
         statistics: Statistics | None = None,
         name: str = "model",
+        estimate: Callable[[int, int], float] | None = None,
     ) -> None:
+        """estimate: seconds that the model takes for so many images, on so many threads."""
         self.model = model
         self.config = config or ModelConfig()
         self.statistics = statistics or Statistics()
@@ -70,6 +75,7 @@ class BatchScheduler:
         self._budget = budget or ThreadBudget(instances.count)
         self._threads = instances.threads or self._budget.threads  # of a batch, at most
         self._preferred = batching.preferred_batch_size
+        self._estimate = estimate
         self._output_name = model.output_names[0]  # of a model with a single one
         self._lock = threading.Lock()  # guards all below
         self._changed = threading.Condition(self._lock)
@@ -203,8 +209,15 @@ class BatchScheduler:
             return [], 0.0
         batch, full = select(self._queues, self.config.max_batch_size, self._preferred)
         if full or not self._delay:
-            return batch, 0.0
-        return batch, min(request.arrival for request in batch) * 1e-9 + self._delay - now
+            return self._economical(batch), 0.0
+        return self._economical(batch), min(request.arrival for request in batch) * 1e-9 + self._delay - now
+
+    def _economical(self, batch: list[Request]) -> list[Request]:
+        estimate, threads = self._estimate, self._threads
+        size = sum(request.size for request in batch)
+        if estimate is None or self._preferred or not size % threads or size > MANY * threads:
+            return batch
+        return economical(batch, threads, lambda images: OVERHEAD + estimate(images, threads))
 
     def _wait_for_turn(self) -> tuple[list[Request], int]:
         """Let other models compute first; what is to be done after that may be another batch."""

@@ -99,6 +99,7 @@ class Plan:
         self.reads_bytes = reads_bytes  # not if an input is an output as well
         self.steps = steps
         self.parts = tuple(parts)
+        self._estimates: dict[tuple[int, int], float] = {}  # by what a thread computes
 
     @property
     def arena_bytes(self) -> int:
@@ -135,4 +136,9 @@ class Plan:
 
     def estimate(self, images: int, threads: int = 1) -> float:
         """Seconds that a call with so many images should take, by the cost model."""
-        return sum(part.estimate(images, threads) for part in self.parts)
+        key = (ceil(images / threads), threads if images == 1 else 1)
+        seconds = self._estimates.get(key)
+        if seconds is None:
+            seconds = sum(part.estimate(images, threads) for part in self.parts)
+            self._estimates[key] = seconds
+        return seconds

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from convserve.engine.batch import Batch, select
+from convserve.engine.batch import Batch, economical, select
 from convserve.errors import ShapeError
 
 
@@ -81,3 +81,36 @@ def test_an_output_of_the_wrong_size_is_refused():
     batch = Batch([np.ones((3, 4), np.float32)])
     with pytest.raises(ShapeError, match="'output' of a batch of 3"):
         batch.split({"output": np.ones((2, 4), np.float32)})
+
+
+def by_rounds(images):
+    """Seconds of a model that deals images out to four threads."""
+    return 0.1 + -(-images // 4)
+
+
+def test_a_batch_leaves_out_what_would_start_another_round():
+    five, six = [Item(1)] * 5, [Item(2)] * 3
+    assert economical(five, 4, by_rounds) == five[:4]
+    assert economical(six, 4, by_rounds) == six[:2]
+    # None within a round of these is cheaper, or not by enough.
+    for whole in ([Item(1)] * 4, [Item(1)] * 3, [Item(5)], [Item(1)] * 47):
+        assert economical(whole, 4, by_rounds) == whole
+    assert economical(five, 4, lambda images: 20.0 + images / 4) == five
+    assert economical(five, 1, by_rounds) == five
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=30), st.integers(1, 9))
+def test_a_cheaper_batch_is_a_prefix_and_costs_no_more(sizes, threads):
+    chosen = [Item(size) for size in sizes]
+
+    def seconds(images):
+        return 0.01 + -(-images // threads)
+
+    def each(batch):
+        images = sum(item.size for item in batch)
+        return seconds(images) / images
+
+    batch = economical(chosen, threads, seconds)
+    assert batch == chosen[: len(batch)] != []
+    assert each(batch) <= each(chosen)
+    assert sum(sizes) - sum(item.size for item in batch) < threads

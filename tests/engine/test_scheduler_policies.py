@@ -45,8 +45,8 @@ def start(model):
     """A scheduler whose first instance is busy with a batch of zeros, [0] or a full one."""
     started = []
 
-    def make(budget=None, first=(0,), **knobs):
-        scheduler = BatchScheduler(model, make_config(**knobs), budget=budget)
+    def make(budget=None, first=(0,), estimate=None, **knobs):
+        scheduler = BatchScheduler(model, make_config(**knobs), budget=budget, estimate=estimate)
         started.append(scheduler)
         submit(scheduler, *first)
         assert model.entered.acquire(timeout=WAIT)
@@ -223,3 +223,24 @@ def test_what_expires_while_waiting_for_threads_is_not_computed(model, start):
     assert fine.result()["output"].item() == 8
     assert other.batches == [[8]]
     assert second.stop(WAIT)
+
+
+def rounds(images, threads):
+    """Seconds of a model that deals images out to threads."""
+    return float(-(-images // threads))
+
+
+def test_what_would_start_another_round_waits_for_the_next_batch(model, start):
+    scheduler = start(ThreadBudget(2), estimate=rounds)
+    requests = [submit(scheduler, n) for n in range(1, 6)]
+    assert finish(model, *requests) == [[1, 2, 3, 4], [5]]
+
+
+@pytest.mark.parametrize(
+    ("knobs", "threads"), [({"preferred_batch_size": (5,)}, 2), ({}, 1), ({"max_batch_size": 5}, 5)]
+)
+def test_a_batch_is_taken_whole(model, start, knobs, threads):
+    """Where sizes are told, where nothing is dealt out, where it is a whole round."""
+    scheduler = start(ThreadBudget(threads), estimate=rounds, **knobs)
+    requests = [submit(scheduler, n) for n in range(1, 6)]
+    assert finish(model, *requests) == [[1, 2, 3, 4, 5]]
