@@ -210,7 +210,9 @@ class BatchScheduler:
         batch, full = select(self._queues, self.config.max_batch_size, self._preferred)
         if full or not self._delay:
             return self._economical(batch), 0.0
-        return self._economical(batch), min(request.arrival for request in batch) * 1e-9 + self._delay - now
+        return self._economical(batch), min(
+            request.arrival for request in batch
+        ) * 1e-9 + self._delay - now
 
     def _economical(self, batch: list[Request]) -> list[Request]:
         estimate, threads = self._estimate, self._threads
