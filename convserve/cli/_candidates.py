@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from convserve.cli._classifiers import Pixels, Scores, ServedClassifier
+from convserve.datasets import HeldOut
 from convserve.engine.model import Model
 from convserve.graph import layers
 from convserve.preprocessing import Preprocessing
@@ -20,7 +22,8 @@ class Candidate:
     """What has to be known of a model to judge its answers.
 
     outputs: the shape of each for one image. probabilities: whether scores are those of a softmax;
-    None if only the scores can tell.
+    None if only the scores can tell. held_out: which images of its data set it was not trained on,
+    None if it doesn't say.
     """
 
     name: str
@@ -30,6 +33,7 @@ class Candidate:
     labels: tuple[str, ...] | None
     probabilities: bool | None
     predict: Callable[[Pixels], Scores]
+    held_out: HeldOut | None = None
 
     @classmethod
     def served(cls, classifier: ServedClassifier) -> Candidate:
@@ -63,4 +67,13 @@ class Candidate:
             None if model.labels is None else tuple(model.labels),
             isinstance(graph.node(first).op, layers.Softmax),
             predict,
+            _held_out(model.provenance),
         )
+
+
+def _held_out(provenance: Mapping[str, Any]) -> HeldOut | None:
+    """Anyone may have written what a file tells of its origin: of another form it tells nothing."""
+    match provenance.get("held_out"):
+        case {"share": float(share), "seed": int(seed)} if 0 < share < 1 and seed >= 0:
+            return HeldOut(share, seed)
+    return None

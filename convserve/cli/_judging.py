@@ -9,9 +9,9 @@ import click
 
 from convserve import datasets
 from convserve.cli._candidates import Candidate
-from convserve.cli._common import threads_option
+from convserve.cli._common import printable, threads_option
 from convserve.cli._training import cache_choice, folder_options, image_size_option
-from convserve.datasets import Dataset, Split
+from convserve.datasets import Dataset, HeldOut, Split
 from convserve.errors import DatasetError
 from convserve.training.metrics import Judged, are_probabilities, judge
 from convserve.training.tta import TTA, predict_views
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["JudgedImages", "answers", "console", "judging_options", "some"]
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
-VALIDATION = 0.1
+UNTOLD = HeldOut(0.1, 0)  # what is held out where neither the model nor the user says
 
 
 def judging_options(command: Decorated) -> Decorated:
@@ -46,11 +46,14 @@ def judging_options(command: Decorated) -> Decorated:
             "--validation",
             type=click.FloatRange(min=0, max=1, min_open=True, max_open=True),
             metavar="SHARE",
-            help="Of --split train and validation, as it was given to `train`.  [default: "
-            f"{VALIDATION} for validation, none for train]",
+            help="Of --split train and validation: the share of every class that is held out.  "
+            "[default: for validation that of the model's training, which its file tells, else "
+            f"{UNTOLD.share}; for train none]",
         ),
         click.option(
-            "--seed", type=click.IntRange(min=0), default=0, help="Of the same.  [default: 0]"
+            "--seed",
+            type=click.IntRange(min=0),
+            help=f"Of the same: which images.  [default: alike, else {UNTOLD.seed}]",
         ),
         image_size_option("N or HxW, of a folder's images.  [default: the model's own]"),
         folder_options,
@@ -70,24 +73,27 @@ def judging_options(command: Decorated) -> Decorated:
 
 
 class JudgedImages:
-    """The images that a command was told; read once for models that want them alike."""
+    """The images that a command was told; read once for models that want them alike.
 
-    def __init__(self, options: dict[str, Any]) -> None:
+    held_out: which are its validation images; None if that is of no account.
+    """
+
+    def __init__(self, options: dict[str, Any], models: Sequence[Candidate]) -> None:
+        """Raises DatasetError if the validation images of one model are not those of the other."""
         self._options = options
         self._loaded: tuple[Any, Dataset] | None = None
+        self.held_out = _held_out(options, models)
 
     def of(self, model: Candidate) -> tuple[Dataset, Split]:
         """The data set and its split, checked to fit; DatasetError where they do not."""
         told, split = self._options, self._options["split"]
         wanted = self._wanted(model)
         if self._loaded is None or self._loaded[0] != wanted:
-            validation = told["validation"]
-            if split == "validation" and validation is None:
-                validation = VALIDATION
+            held_out = self.held_out
             data = datasets.load(
                 told["data"],
-                validation=validation,
-                seed=told["seed"],
+                validation=None if held_out is None else held_out.share,
+                seed=UNTOLD.seed if held_out is None else held_out.seed,
                 cache=cache_choice(told["cache"], told["no_cache"]),
                 skip_bad_files=told["skip_bad_files"],
                 **wanted,
@@ -108,6 +114,48 @@ class JudgedImages:
             if (p := model.preprocessing) is not None:
                 recipe = {"resize": p.resize, "interpolation": p.interpolation, "exif": p.exif}
         return {"image_size": size, "recipe": recipe}
+
+
+def _held_out(options: dict[str, Any], models: Sequence[Candidate]) -> HeldOut | None:
+    """As the options say, else as the models do; what a person should know of it is printed.
+
+    A model's accuracy on images that it was trained on is no measure of it, and images that are
+    held out by another share or seed are mostly of that kind.
+    """
+    share, seed = options["validation"], options["seed"]
+    if options["split"] == "test" or (options["split"] == "train" and share is None):
+        return None
+    told = {model.name: model.held_out for model in models if model.held_out is not None}
+    known = next(iter(told.values()), UNTOLD)
+    chosen = HeldOut(known.share if share is None else share, known.seed if seed is None else seed)
+    for name, held_out in told.items():
+        if held_out == chosen:
+            continue
+        if share is None and seed is None:
+            raise DatasetError(
+                f"the models were not trained on the same images: {next(iter(told))} held out "
+                f"{_said(chosen)}, {name} {_said(held_out)}; choose by --validation and --seed, or "
+                "--split test"
+            )
+        _note(
+            f"{name} held out {_said(held_out)} in its training; of those by {_said(chosen)} it "
+            "may have been trained on most"
+        )
+    for model in models:
+        if model.held_out is None:
+            _note(
+                f"as far as {model.name} tells, no images were held out of its training: those by "
+                f"{_said(chosen)} are taken, and it may have been trained on them"
+            )
+    return chosen
+
+
+def _said(held_out: HeldOut) -> str:
+    return f"--validation {held_out.share:g} --seed {held_out.seed}"
+
+
+def _note(text: str) -> None:
+    click.echo(printable(f"convserve: {text}"), err=True)
 
 
 def answers(model: Candidate, images: Split, options: dict[str, Any]) -> Judged:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,11 +39,13 @@ def command(old: Path, new: Path, as_json: bool, **options: Any) -> None:
     Gives both OLD and NEW (.npz files) the same images, and prints their accuracies, how many
     images only one of them gets right, how often their answers agree, the classes and the images
     that change, and McNemar's p-value: how likely a difference as large is if neither is better.
-    Below 0.05 it is usually taken as real.
+    Below 0.05 it is usually taken as real. --split validation takes the images that were held out
+    of the training of both; where these differ, the choice is yours.
 
     \b
     Keys of --json:
       data, split, tta, images, agreement (0 to 1), p_value,
+      held_out  {share, seed} of the validation images; null without any
       old, new  {model, correct, accuracy}
       lost      images that only OLD gets right
       won       images that only NEW gets right
@@ -54,7 +57,7 @@ def command(old: Path, new: Path, as_json: bool, **options: Any) -> None:
         for path in (old, new)
     ]
     _check_alike(*models)
-    source, judged = JudgedImages(options), []
+    source, judged = JudgedImages(options, models), []
     for model in models:
         data, images = source.of(model)
         judged.append(answers(model, images, options))
@@ -65,6 +68,7 @@ def command(old: Path, new: Path, as_json: bool, **options: Any) -> None:
     figures = {
         "data": data.name,
         **{name: options[name] for name in ("split", "tta")},
+        "held_out": None if source.held_out is None else asdict(source.held_out),
         **contrast(data.labels, images, *judged),
     }
     for key, model in zip(("old", "new"), models, strict=True):

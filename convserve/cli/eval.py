@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,7 +51,8 @@ def command(
     class; what it takes for what; how far its confidence can be trusted; the images that it gets
     wrong with the highest confidence; and last the share over all images that it gets right. The
     images are the data set's raw pixels, which the model normalises itself; images of a folder are
-    resized to the model's input.
+    resized to the model's input. --split validation takes those that `train --validation` has held
+    out of this model's training.
 
     With --server it is a server's model whose answers are measured, with the same figures. The
     images are sent as raw pixels.
@@ -62,6 +64,7 @@ def command(
     \b
     Keys of --json:
       model, data, split, tta, images, correct, accuracy (0 to 1), top5 (null below 6 classes),
+      held_out     {share, seed} of the validation images; null without any
       classes      [{label, images, predicted, correct, precision, recall}]
       confusion    a row for each right class, a column for each answer; null above 100 classes
       confusion_cells
@@ -103,13 +106,15 @@ def _judge(
     options: dict[str, Any],
     draw: Callable[[Dataset, Split, Judged], None] = lambda *_: None,
 ) -> None:
-    data, images = JudgedImages(options).of(candidate)
+    source = JudgedImages(options, [candidate])
+    data, images = source.of(candidate)
     judged = answers(candidate, images, options)
     figures = evaluate(data.labels, images, judged)
     if as_json:
         head = {"model": candidate.name, "data": data.name}
         told = {name: options[name] for name in ("split", "tta")}
-        click.echo(json.dumps({**head, **told, **figures}, indent=2))
+        held_out = None if source.held_out is None else asdict(source.held_out)
+        click.echo(json.dumps({**head, **told, "held_out": held_out, **figures}, indent=2))
     else:
         _print(
             figures, f"{Path(candidate.name).name} on the {options['split']} images of {data.name}"

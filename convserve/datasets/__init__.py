@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from convserve.datasets.base import Dataset, Selection, Split, as_text
+from convserve.datasets.base import Dataset, HeldOut, Selection, Split, as_text
 from convserve.datasets.cifar10 import load_cifar10
 from convserve.datasets.folder import load_folder
 from convserve.datasets.idx import load_mnist
@@ -27,7 +27,7 @@ from convserve.datasets.npz import load_npz
 from convserve.datasets.sample import load_sample
 from convserve.errors import DatasetError
 
-__all__ = ["Dataset", "Selection", "Split", "load"]
+__all__ = ["Dataset", "HeldOut", "Selection", "Split", "load"]
 
 _READERS = {"cifar10": load_cifar10, "folder": load_folder, "mnist": load_mnist, "npz": load_npz}
 

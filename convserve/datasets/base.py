@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -19,6 +19,7 @@ from convserve.model_file import Preprocessing
 
 __all__ = [
     "Dataset",
+    "HeldOut",
     "Images",
     "Selection",
     "Split",
@@ -125,12 +126,20 @@ class Split:
         return zlib.crc32(np.ascontiguousarray(self.y).data, crc)
 
 
+@dataclass(frozen=True)
+class HeldOut:
+    """Which of a source's training images are its validation images: `share` of every class."""
+
+    share: float
+    seed: int
+
+
 @dataclass(frozen=True, eq=False)
 class Dataset:
     """Training images with what may stand beside them, class names and preprocessing.
 
-    `validation` is what was held out of the training images on request; `test` is what the source
-    itself sets apart. `notes` tells a person what the reader decided on its own.
+    `validation` is what was held out of the training images on request, as `held_out` says; `test`
+    is what the source itself sets apart. `notes` tells a person what the reader decided on its own.
     """
 
     name: str
@@ -140,6 +149,7 @@ class Dataset:
     labels: tuple[str, ...]
     preprocessing: Preprocessing
     notes: tuple[str, ...] = ()
+    held_out: HeldOut | None = None
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
@@ -184,10 +194,11 @@ def build(
     if not counts.all():
         empty = [labels[i] for i in np.flatnonzero(counts == 0)[:10]]
         raise DatasetError(f"{name}: no training image of class {', '.join(empty)}")
-    held_out = None
+    validation_images = held_out = None
     if validation is not None:
-        kept_rows, held_rows = stratified_split(train.y, validation, seed)
-        train, held_out = train.take(kept_rows), train.take(held_rows)
+        kept_rows, held_rows = stratified_split(train.y, validation, seed, labels)
+        train, validation_images = train.take(kept_rows), train.take(held_rows)
+        held_out = HeldOut(validation, seed)
     mean, std = channel_statistics(train.x)
     _, channels, height, width = train.x.shape
     preprocessing = Preprocessing(
@@ -198,7 +209,7 @@ def build(
         std=std,
         **(recipe or {}),
     )
-    return Dataset(name, train, held_out, test, labels, preprocessing, notes)
+    return Dataset(name, train, validation_images, test, labels, preprocessing, notes, held_out)
 
 
 def _check_split(name: str, part: str, split: Split, labels: tuple[str, ...]) -> None:
@@ -218,12 +229,13 @@ def _check_split(name: str, part: str, split: Split, labels: tuple[str, ...]) ->
 
 
 def stratified_split(
-    y: Labels, fraction: float, seed: int
+    y: Labels, fraction: float, seed: int, names: Sequence[str] | None = None
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Rows to keep and rows to hold out: `fraction` of every class, chosen by `seed`, both sorted.
 
-    Each class gives at least one image and keeps at least one. Raises DatasetError for a fraction
-    outside 0 < fraction < 1, or a class of fewer than two images.
+    Each class gives at least one image and keeps at least one. names: of the classes, for messages.
+    Raises DatasetError for a fraction outside 0 < fraction < 1, or a class of fewer than two
+    images.
     """
     if not 0.0 < fraction < 1.0:
         raise DatasetError(f"validation must be a fraction between 0 and 1, not {fraction}")
@@ -233,7 +245,8 @@ def stratified_split(
         rows = np.flatnonzero(y == label)
         if len(rows) < 2:
             raise DatasetError(
-                f"class {label} has {len(rows)} image: validation needs at least 2 of every class"
+                f"class {label if names is None else names[label]} has {len(rows)} image: "
+                "validation needs at least 2 of every class"
             )
         count = min(max(round(len(rows) * fraction), 1), len(rows) - 1)
         held[rng.permutation(rows)[:count]] = True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -51,11 +52,13 @@ class Exporter:
 
     def _origin(self, record: EpochRecord, test: float | None) -> dict[str, Any]:
         validation = record.validation_accuracy
+        held_out = self._dataset.held_out
         reached = {"test": test, "validation": validation, "train": record.train_accuracy}
         part = next(part for part, value in reached.items() if value is not None)
         return {
             "data": self._dataset.name,
             "images": len(self._dataset.train),
+            "held_out": None if held_out is None else asdict(held_out),
             "accuracy": reached[part],
             "accuracy_on": part,
             "validation_accuracy": validation,

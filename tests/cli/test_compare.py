@@ -20,7 +20,7 @@ def compare(*args):
     return ended.value.code
 
 
-def model(path, order, labels=("a", "b", "c"), side=2):
+def model(path, order, labels=("a", "b", "c"), side=2, held_out=None):
     """Takes the brightest of the first pixels for the class that `order` names."""
     g = Graph((1, side, side))
     g.add(layers.Flatten())
@@ -28,7 +28,8 @@ def model(path, order, labels=("a", "b", "c"), side=2):
     weight = np.zeros((len(labels or "abc"), side * side), np.float32)
     weight[order, range(len(order))] = 1
     made = Preprocessing(side, side, "grey", (0.5,), (0.5,))
-    save(path, ModelFile(g, {"affine1.weight": weight}, labels, made, {}))
+    told = {} if held_out is None else {"held_out": held_out}
+    save(path, ModelFile(g, {"affine1.weight": weight}, labels, made, told))
     return path
 
 
@@ -99,3 +100,34 @@ def test_images_of_another_size_are_refused(tmp_path, data, capsys):
     old = model(tmp_path / "old.npz", [0, 1, 2], None)
     assert compare(old, model(tmp_path / "new.npz", [0, 1, 2], None, side=3), *data) == 1
     assert "takes images of (1, 3, 3)" in capsys.readouterr().err
+
+
+def test_both_models_are_judged_on_images_that_neither_has_seen(tmp_path, data, capsys):
+    order, args = ([0, 1, 2], None), (*data[:2], "--split", "validation", "--json")
+    first, other = {"share": 0.5, "seed": 3}, {"share": 0.25, "seed": 3}
+    old = model(tmp_path / "old.npz", *order, held_out=first)
+    same = model(tmp_path / "same.npz", *order, held_out=first)
+    new = model(tmp_path / "new.npz", *order, held_out=other)
+    silent = model(tmp_path / "silent.npz", *order)
+    odd = model(tmp_path / "odd.npz", *order, held_out={"share": "half", "seed": -1})
+    assert compare(old, same, *args) == 0
+    streams = capsys.readouterr()
+    assert json.loads(streams.out)["held_out"] == first
+    assert json.loads(streams.out)["images"] == 6
+    assert streams.err == ""
+
+    assert compare(old, new, *args) == 1
+    errors = capsys.readouterr().err
+    assert "old.npz held out --validation 0.5 --seed 3, " in errors
+    assert "new.npz --validation 0.25 --seed 3; choose by --validation and --seed" in errors
+    assert compare(old, new, *args, "--validation", 0.5) == 0
+    streams = capsys.readouterr()
+    assert json.loads(streams.out)["images"] == 6
+    assert streams.err.count("\n") == 1
+    assert "new.npz held out --validation 0.25 --seed 3 in its training" in streams.err
+
+    for unknown in (silent, odd):
+        assert compare(unknown, old, *args) == 0
+        streams = capsys.readouterr()
+        assert json.loads(streams.out)["held_out"] == first
+        assert f"as far as {unknown} tells, no images were held out" in streams.err

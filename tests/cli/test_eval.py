@@ -175,6 +175,52 @@ def test_the_validation_split_is_that_of_train(tmp_path, data, capsys):
     assert json.loads(capsys.readouterr().out)["images"] == 4
 
 
+def trained(path, data, share, seed):
+    args = ("--data", data, "--arch", "mlp", "--batch-size", 8, "--epochs", 2, "--shift", 0)
+    hold = () if share is None else ("--validation", share)
+    assert convserve("train", *args, *hold, "--seed", seed, "--out", path) == 0
+    return path
+
+
+def test_validation_images_are_those_held_out_of_the_models_training(tmp_path, data, capsys):
+    path = trained(tmp_path / "m.npz", data, 0.4, 3)
+    said = capsys.readouterr().out.splitlines()[-1]
+    args = ("--data", data, "--split", "validation")
+    assert convserve("eval", path, *args) == 0
+    streams = capsys.readouterr()
+    assert streams.out.splitlines()[-1] == said.removeprefix("validation ")
+    assert streams.err == ""
+
+    def seen(*more):
+        assert convserve("eval", path, *args, *more, "--json") == 0
+        streams = capsys.readouterr()
+        report = json.loads(streams.out)
+        return report["held_out"], report["images"], streams.err
+
+    assert seen() == ({"share": 0.4, "seed": 3}, 16, "")
+    assert seen("--validation", 0.4, "--seed", 3) == ({"share": 0.4, "seed": 3}, 16, "")
+    held_out, images, errors = seen("--validation", 0.5)
+    assert (held_out, images) == ({"share": 0.5, "seed": 3}, 20)
+    assert "m.npz held out --validation 0.4 --seed 3 in its training; of those by" in errors
+    assert seen("--seed", 0)[0] == {"share": 0.4, "seed": 0}
+    # An .npz of its own is often measured whole, as what it holds counts as training images.
+    assert convserve("eval", path, "--data", data, "--split", "train", "--json") == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["held_out"], report["images"]) == (None, 40)
+
+
+def test_without_a_word_of_the_model_the_split_that_is_taken_is_said(tmp_path, data, capsys):
+    told = model(tmp_path / "m.npz"), trained(tmp_path / "n.npz", data, None, 3)
+    capsys.readouterr()
+    for path in told:
+        args = ("--data", data, "--split", "validation", "--json")
+        assert convserve("eval", path, *args) == 0
+        streams = capsys.readouterr()
+        assert json.loads(streams.out)["held_out"] == {"share": 0.1, "seed": 0}
+        assert f"as far as {path} tells, no images were held out of its training" in streams.err
+        assert "those by --validation 0.1 --seed 0 are taken" in streams.err
+
+
 @pytest.mark.parametrize(
     ("options", "args", "message"),
     [
