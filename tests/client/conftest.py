@@ -64,6 +64,7 @@ class ToyServer:
         self.delay = lambda request: 0.0
         self.hold: threading.Event | None = None
         self.requests: list[Any] = []
+        self.loads: list[Any] = []
         self.calls: list[str] = []
         self.metadata: list[dict[str, Any]] = []
         self.arrived = threading.Semaphore(0)
@@ -166,7 +167,14 @@ class ToyServer:
             response.model_stats.add(name=name, version=model.version, inference_count=3)
         return response
 
+    def LogSettings(self, request: Any, context: Any) -> Any:
+        response = protocol.LogSettingsResponse()
+        for name, value in request.settings.items():
+            response.settings[name].MergeFromString(value.SerializeToString())
+        return response
+
     def RepositoryModelLoad(self, request: Any, context: Any) -> Any:
+        self.loads.append(request)
         self.models[request.model_name] = Model()
         return protocol.RepositoryModelLoadResponse()
 

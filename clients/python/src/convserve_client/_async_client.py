@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Iterable,
+    Mapping,
+    Sequence,
+)
 from contextlib import aclosing, suppress
 from types import TracebackType
 from typing import Any
@@ -13,9 +20,11 @@ import grpc
 
 from convserve_client._base import CLOSE_SECONDS, ClientBase, Remaining
 from convserve_client._checks import check_whole
+from convserve_client._control import Files, Setting
 from convserve_client._flows import IN_FLIGHT, Ranking, Result, output_names
 from convserve_client._many import Stream, check_items
 from convserve_client._model import Array, Inputs
+from convserve_client._request_options import Pairs
 from convserve_client._requests import Request, read_answer
 from convserve_client._shared_memory import Region
 from convserve_client._steps import Call, Flow, Infer, Sleep, T
@@ -115,13 +124,30 @@ class AsyncClient(ClientBase):
         """As `Client.repository_index`."""
         return await self._run(self._flows.index(ready), timeout)
 
-    async def load_model(self, model: str, *, timeout: float | None = None) -> None:
+    async def load_model(
+        self,
+        model: str,
+        *,
+        config: Mapping[str, Any] | None = None,
+        files: Files | None = None,
+        timeout: float | None = None,
+    ) -> None:
         """As `Client.load_model`."""
-        await self._run(self._flows.load(model), timeout)
+        await self._run(self._flows.load(model, config, files), timeout)
 
     async def unload_model(self, model: str, *, timeout: float | None = None) -> None:
         """As `Client.unload_model`."""
         await self._run(self._flows.unload(model), timeout)
+
+    async def log_settings(self, *, timeout: float | None = None) -> dict[str, Setting]:
+        """As `Client.log_settings`."""
+        return await self._run(self._flows.log_settings({}), timeout)
+
+    async def update_log_settings(
+        self, settings: Mapping[str, Setting], *, timeout: float | None = None
+    ) -> dict[str, Setting]:
+        """As `Client.update_log_settings`."""
+        return await self._run(self._flows.log_settings(settings), timeout)
 
     async def wait_ready(
         self, timeout: float | None = None, *, model: str | None = None, version: str = ""
@@ -139,9 +165,15 @@ class AsyncClient(ClientBase):
         outputs: Sequence[str] | None = None,
         *,
         timeout: float | None = None,
+        priority: int = 0,
+        queue_timeout: float | None = None,
+        request_id: str = "",
+        metadata: Pairs = (),
     ) -> Result:
         """As `Client.predict`."""
-        return await self._run(self._flows.predict(x, model, version, outputs), timeout)
+        options = self._options.request_options(priority, queue_timeout, request_id, metadata)
+        flow = self._flows.predict(x, model, version, outputs, options)
+        return await self._run(flow, timeout)
 
     async def classify(
         self,
@@ -151,9 +183,15 @@ class AsyncClient(ClientBase):
         version: str = "",
         *,
         timeout: float | None = None,
+        priority: int = 0,
+        queue_timeout: float | None = None,
+        request_id: str = "",
+        metadata: Pairs = (),
     ) -> list[Ranking]:
         """As `Client.classify`."""
-        return await self._run(self._flows.classify(images, top_k, model, version), timeout)
+        options = self._options.request_options(priority, queue_timeout, request_id, metadata)
+        flow = self._flows.classify(images, top_k, model, version, options)
+        return await self._run(flow, timeout)
 
     def predict_many(
         self,
@@ -165,6 +203,10 @@ class AsyncClient(ClientBase):
         version: str = "",
         outputs: Sequence[str] | None = None,
         timeout: float | None = None,
+        priority: int = 0,
+        queue_timeout: float | None = None,
+        request_id: str = "",
+        metadata: Pairs = (),
     ) -> AsyncGenerator[Result, None]:
         """As `Client.predict_many`."""
         check_whole("batch", batch, 1)
@@ -172,12 +214,13 @@ class AsyncClient(ClientBase):
         check_items(items)
         limit = self._limit(timeout)
         names = output_names(outputs)
+        options = self._options.request_options(priority, queue_timeout, request_id, metadata)
         self._check_open()
 
         async def results() -> AsyncGenerator[Result, None]:
             info = await self._run(self._flows.learn(model, version), timeout)
             used: list[Region] = []
-            target = self._flows.target(info, version, names)
+            target = self._flows.target(info, version, names, options)
             try:
                 target = await self._run(
                     self._flows.stream_target(target, batch, in_flight, used), timeout
@@ -218,7 +261,7 @@ class AsyncClient(ClientBase):
             call = self._ready_calls()[step.method](
                 step.request,
                 timeout=remaining(),
-                metadata=self._options.call_metadata(),
+                metadata=self._options.call_metadata(step.metadata),
                 wait_for_ready=step.wait_for_ready or None,
             )
             return await self._answer(call)
@@ -260,7 +303,9 @@ class AsyncClient(ClientBase):
                 more = request is not None
                 if request is not None:
                     call = self._ready_calls()["ModelInfer"](
-                        request.data, timeout=remaining(), metadata=self._options.call_metadata()
+                        request.data,
+                        timeout=remaining(),
+                        metadata=self._options.call_metadata(request.metadata),
                     )
                     calls.append((request, call))
                     await asyncio.sleep(0)  # lets the call go out before a slow source is asked

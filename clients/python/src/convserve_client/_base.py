@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import grpc
@@ -12,6 +12,7 @@ from convserve_client import protocol
 from convserve_client._channel import MIB, Options
 from convserve_client._checks import check_timeout
 from convserve_client._flows import Flows
+from convserve_client._request_options import Pairs
 from convserve_client._security import Tls, Token
 from convserve_client._shared_memory import Regions
 from convserve_client.errors import (
@@ -39,7 +40,7 @@ class ClientBase:
         retries: int = 3,
         retry_budget: int = 50,
         max_message_bytes: int = 64 * MIB,
-        metadata: Iterable[tuple[str, str | bytes]] = (),
+        metadata: Pairs = (),
         token: Token | None = None,
         tls: Tls | bool = False,
         credentials: grpc.ChannelCredentials | None = None,

@@ -8,7 +8,7 @@ flight as well as for failed connections.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +23,7 @@ from convserve_client._checks import (
     check_timeout,
     check_whole,
 )
+from convserve_client._request_options import Pairs, RequestOptions
 from convserve_client._security import Metadata, Tls, Token, bearer, check_metadata
 
 MIB = 1024 * 1024
@@ -42,7 +43,7 @@ class Options:
     retries: int
     retry_budget: int
     max_message_bytes: int
-    metadata: Iterable[tuple[str, str | bytes]] = field(repr=False)
+    metadata: Pairs = field(repr=False)
     credentials: grpc.ChannelCredentials | None
     tls: Tls | bool
     token: Token | None = field(repr=False)
@@ -106,6 +107,15 @@ class Options:
                 f"a token to {self.address!r} would travel in the clear: give tls= as well"
             )
 
+    def request_options(
+        self, priority: int, queue_timeout: float | None, request_id: str, metadata: Pairs
+    ) -> RequestOptions:
+        """What the caller of a method says of its requests, checked."""
+        options = RequestOptions.of(priority, queue_timeout, request_id, metadata)
+        if self.token is not None and any(key == "authorization" for key, _ in options.metadata):
+            raise ValueError("the client has a token: give no metadata 'authorization' beside it")
+        return options
+
     @property
     def shown_address(self) -> str:
         """For messages."""
@@ -118,9 +128,10 @@ class Options:
             return len(self.addresses) > 1
         return self.load_balancing == "round_robin"
 
-    def call_metadata(self) -> Metadata:
-        """What goes with a call that is made now."""
-        return self.pairs if self.token is None else (*self.pairs, bearer(self.token))
+    def call_metadata(self, own: Metadata = ()) -> Metadata:
+        """What goes with a call that is made now: `own`, and what all of the client's have."""
+        token = () if self.token is None else (bearer(self.token),)
+        return (*self.pairs, *own, *token)
 
     def channel_arguments(self) -> list[tuple[str, Any]]:
         """The options in gRPC's words."""

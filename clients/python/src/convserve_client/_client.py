@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import closing, suppress
 from types import TracebackType
 from typing import Any
@@ -13,9 +13,11 @@ import grpc
 
 from convserve_client._base import CLOSE_SECONDS, ClientBase, Remaining
 from convserve_client._checks import check_whole
+from convserve_client._control import Files, Setting
 from convserve_client._flows import IN_FLIGHT, Ranking, Result, output_names
 from convserve_client._many import Stream, check_items
 from convserve_client._model import Array, Inputs
+from convserve_client._request_options import Pairs
 from convserve_client._requests import Request, read_answer
 from convserve_client._shared_memory import Region
 from convserve_client._steps import Call, Flow, Infer, Sleep, T
@@ -57,7 +59,13 @@ class Client(ClientBase):
 
     Every method raises a subclass of `errors.ConvserveClientError` when the call fails. Where a
     method takes `model`, None stands for the only model of the server, and an empty `version`
-    lets the server choose.
+    lets the server choose. Where a method infers, it takes
+
+        priority: the level in the model's queue, 1 the most urgent; 0 is the default one.
+        queue_timeout: seconds that a request may wait in the queue, after which the server answers
+            UNAVAILABLE; None for the server's own. The model's configuration must allow it.
+        request_id: what the server's access log and error messages call the request.
+        metadata: pairs sent with the requests of this call, beside those of the client.
     """
 
     def _open(self) -> None:
@@ -129,13 +137,41 @@ class Client(ClientBase):
         """
         return self._run(self._flows.index(ready), timeout)
 
-    def load_model(self, model: str, *, timeout: float | None = None) -> None:
-        """Has the server load a model, or load it anew; returns when it is ready."""
-        self._run(self._flows.load(model), timeout)
+    def load_model(
+        self,
+        model: str,
+        *,
+        config: Mapping[str, Any] | None = None,
+        files: Files | None = None,
+        timeout: float | None = None,
+    ) -> None:
+        """Has the server load a model, or load it anew; returns when it is ready.
+
+        Args:
+            config: a ModelConfig as a dict, such as `{"max_batch_size": 8}`, to serve it by instead
+                of what the repository says.
+            files: with `config`, files that replace the model's own, by their paths in its folder:
+                `{"5/model.npz": content}`; contents are bytes, paths or binary files.
+        """
+        self._run(self._flows.load(model, config, files), timeout)
 
     def unload_model(self, model: str, *, timeout: float | None = None) -> None:
         """Has the server unload all versions of a model."""
         self._run(self._flows.unload(model), timeout)
+
+    def log_settings(self, *, timeout: float | None = None) -> dict[str, Setting]:
+        """What the server logs: `{"log_info": True, "log_verbose_level": 0, …}`."""
+        return self._run(self._flows.log_settings({}), timeout)
+
+    def update_log_settings(
+        self, settings: Mapping[str, Setting], *, timeout: float | None = None
+    ) -> dict[str, Setting]:
+        """Changes what the server logs, and returns all settings; with an error nothing changes.
+
+        The names are Triton's: log_error, log_warning and log_info are True or False,
+        log_verbose_level from 1 on lets debug messages through.
+        """
+        return self._run(self._flows.log_settings(settings), timeout)
 
     def wait_ready(
         self, timeout: float | None = None, *, model: str | None = None, version: str = ""
@@ -153,6 +189,10 @@ class Client(ClientBase):
         outputs: Sequence[str] | None = None,
         *,
         timeout: float | None = None,
+        priority: int = 0,
+        queue_timeout: float | None = None,
+        request_id: str = "",
+        metadata: Pairs = (),
     ) -> Result:
         """The model's output for a batch.
 
@@ -167,7 +207,9 @@ class Client(ClientBase):
             The output [N, …], or a dict of them by name if the model has several or `outputs` is
             given.
         """
-        return self._run(self._flows.predict(x, model, version, outputs), timeout)
+        options = self._options.request_options(priority, queue_timeout, request_id, metadata)
+        flow = self._flows.predict(x, model, version, outputs, options)
+        return self._run(flow, timeout)
 
     def classify(
         self,
@@ -177,6 +219,10 @@ class Client(ClientBase):
         version: str = "",
         *,
         timeout: float | None = None,
+        priority: int = 0,
+        queue_timeout: float | None = None,
+        request_id: str = "",
+        metadata: Pairs = (),
     ) -> list[Ranking]:
         """The `top_k` best labels and scores of each image, best first.
 
@@ -187,7 +233,9 @@ class Client(ClientBase):
         Of equal scores the class of lower index comes first, and NaN last. A model without labels
         gives indices.
         """
-        return self._run(self._flows.classify(images, top_k, model, version), timeout)
+        options = self._options.request_options(priority, queue_timeout, request_id, metadata)
+        flow = self._flows.classify(images, top_k, model, version, options)
+        return self._run(flow, timeout)
 
     def predict_many(
         self,
@@ -199,6 +247,10 @@ class Client(ClientBase):
         version: str = "",
         outputs: Sequence[str] | None = None,
         timeout: float | None = None,
+        priority: int = 0,
+        queue_timeout: float | None = None,
+        request_id: str = "",
+        metadata: Pairs = (),
     ) -> Generator[Result, None, None]:
         """The results of many items, in their order, with requests overlapping.
 
@@ -217,12 +269,13 @@ class Client(ClientBase):
         check_items(items)
         limit = self._limit(timeout)
         names = output_names(outputs)
+        options = self._options.request_options(priority, queue_timeout, request_id, metadata)
         self._check_open()
 
         def results() -> Generator[Result, None, None]:
             info = self._run(self._flows.learn(model, version), timeout)
             used: list[Region] = []
-            target = self._flows.target(info, version, names)
+            target = self._flows.target(info, version, names, options)
             try:
                 target = self._run(
                     self._flows.stream_target(target, batch, in_flight, used), timeout
@@ -273,7 +326,7 @@ class Client(ClientBase):
             return call(
                 step.request,
                 timeout=remaining(),
-                metadata=self._options.call_metadata(),
+                metadata=self._options.call_metadata(step.metadata),
                 wait_for_ready=step.wait_for_ready or None,
             )
         except (grpc.RpcError, ValueError) as error:  # ValueError: closed by another thread
@@ -284,7 +337,9 @@ class Client(ClientBase):
         call = self._calls["ModelInfer"]
         try:
             return call.future(
-                request.data, timeout=remaining(), metadata=self._options.call_metadata()
+                request.data,
+                timeout=remaining(),
+                metadata=self._options.call_metadata(request.metadata),
             )
         except ValueError as error:  # closed by another thread
             raise self._error(error) from None

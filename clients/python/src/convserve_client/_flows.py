@@ -22,6 +22,7 @@ from convserve_client._model import (
     labels_of,
     top_k,
 )
+from convserve_client._request_options import RequestOptions
 from convserve_client._requests import (
     Answer,
     Request,
@@ -76,6 +77,11 @@ class Flows(ServerFlows):
                 raise
             return (yield from work(now))
 
+    def forget(self, model: str) -> None:
+        super().forget(model)
+        for known in [key for key in self._labels if key[0] == model]:
+            del self._labels[known]
+
     def labels(self, name: str, version: str, classes: int) -> Flow[tuple[str, ...] | None]:
         """The labels of a version, for scores of `classes` columns."""
         key = (name, version)
@@ -89,8 +95,14 @@ class Flows(ServerFlows):
             )
         return labels
 
-    def target(self, info: ModelInfo, version: str, outputs: tuple[str, ...] | None) -> Target:
-        return Target(info, version, outputs, self.max_message_bytes)
+    def target(
+        self,
+        info: ModelInfo,
+        version: str,
+        outputs: tuple[str, ...] | None,
+        options: RequestOptions,
+    ) -> Target:
+        return Target(info, version, outputs, self.max_message_bytes, options)
 
     def _infer(
         self, target: Target, requests: Callable[[Target], Iterator[Request]]
@@ -107,7 +119,8 @@ class Flows(ServerFlows):
         first = next(requests)
         second = next(requests, None)
         if second is None:
-            return [read_answer(target, first, (yield Call("ModelInfer", first.data)))]
+            call = Call("ModelInfer", first.data, metadata=first.metadata)
+            return [read_answer(target, first, (yield call))]
         read = partial(read_answer, target)
         answers: list[Answer] = yield Infer(chain((first, second), requests), read)
         return answers
@@ -196,13 +209,18 @@ class Flows(ServerFlows):
     # ---- Calls ----
 
     def predict(
-        self, x: Inputs, model: str | None, version: str, outputs: Sequence[str] | None
+        self,
+        x: Inputs,
+        model: str | None,
+        version: str,
+        outputs: Sequence[str] | None,
+        options: RequestOptions,
     ) -> Flow[Result]:
         check_dtypes(x)
         names = output_names(outputs)
 
         def work(info: ModelInfo) -> Flow[Result]:
-            target = self.target(info, version, names)
+            target = self.target(info, version, names, options)
             inputs = info.arrays(x)
             if info.batched and len(next(iter(inputs.values()))) == 0:
                 return present(info.empty(target.outputs), target.outputs)
@@ -212,7 +230,7 @@ class Flows(ServerFlows):
         return (yield from self._with_model(model, version, work))
 
     def classify(
-        self, images: Any, top: int, model: str | None, version: str
+        self, images: Any, top: int, model: str | None, version: str, options: RequestOptions
     ) -> Flow[list[Ranking]]:
         check_whole("top_k", top, 1, error=InvalidRequestError)
         batch = _image_batch(images)
@@ -220,7 +238,8 @@ class Flows(ServerFlows):
             return []
 
         def work(info: ModelInfo) -> Flow[list[Ranking]]:
-            target = self.target(info, version, tuple(output.name for output in info.outputs[:1]))
+            first = tuple(output.name for output in info.outputs[:1])
+            target = self.target(info, version, first, options)
             if isinstance(batch, np.ndarray):
                 answers = yield from self._infer_arrays(target, info.arrays(batch))
             else:

@@ -13,6 +13,8 @@ import numpy.typing as npt
 
 from convserve_client import protocol, tensors
 from convserve_client._model import ModelInfo, Tensor
+from convserve_client._request_options import PLAIN, RequestOptions
+from convserve_client._security import Metadata
 from convserve_client._shared_memory import PARAMETER, SMALL, Region, aligned
 from convserve_client.errors import InvalidResponseError, ResourceExhaustedError
 
@@ -29,13 +31,14 @@ class Request(NamedTuple):
     """A serialized ModelInferRequest.
 
     `rows` is how many images it holds (None: no batch dimension), `places` where in `region` its
-    outputs come to lie.
+    outputs come to lie; `metadata` goes with it.
     """
 
     data: bytes
     rows: int | None
     region: Region | None = None
     places: Places | None = None
+    metadata: Metadata = ()
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,7 @@ class Target:
     version: str
     outputs: tuple[str, ...] | None
     max_message_bytes: int
+    options: RequestOptions = PLAIN
     regions: Iterator[Region] | None = None
 
     def rows_per_request(self, row_bytes: int) -> int:
@@ -66,7 +70,7 @@ class Target:
         """Bytes that a message has for tensor data."""
         more = [*(self.outputs or ()), *(tensor.name for tensor in self.info.inputs[1:])]
         names = sum(len(name.encode()) + 64 for name in more)
-        return self.max_message_bytes - OVERHEAD - names
+        return self.max_message_bytes - OVERHEAD - names - len(self.options.request_id.encode())
 
     def check_size(self, row_bytes: int) -> None:
         """Refuses an image that no message has room for."""
@@ -94,15 +98,17 @@ class Target:
             message.inputs.add(name=name, datatype=tensors.datatype_of(x), shape=x.shape)
         for name in self.outputs or ():
             message.outputs.add(name=name)
+        self.options.fill(message)
+        pairs = self.options.metadata
         rows = _count(inputs) if self.info.batched else None
         arrays = list(inputs.values())
         if self.regions is None or len(arrays) > 1 or arrays[0].dtype == object:
-            return Request(tensors.serialize(message, arrays), rows)
+            return Request(tensors.serialize(message, arrays), rows, metadata=pairs)
         region = next(self.regions)
         inside = region.put(message.inputs[0], arrays[0])
         places = self._reserve(message, region, rows) if inside else None
         data = message.SerializeToString() if inside else tensors.serialize(message, arrays)
-        return Request(data, rows, region, places)
+        return Request(data, rows, region, places, pairs)
 
     def _reserve(self, message: Any, region: Region, rows: int | None) -> Places:
         """Places in `region` for the outputs whose size is known and worth it."""

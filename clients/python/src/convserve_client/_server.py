@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping
 from typing import Any
 
 from convserve_client import protocol
 from convserve_client._checks import check_flag, check_name
+from convserve_client._control import Files, Setting, load_request, log_request
 from convserve_client._model import ModelInfo
 from convserve_client._steps import Call, Flow, Sleep
 from convserve_client.errors import (
@@ -78,13 +80,26 @@ class ServerFlows:
         request = protocol.ModelStatisticsRequest(name=model or "", version=version)
         return list((yield Call("ModelStatistics", request)).model_stats)
 
-    def load(self, model: str) -> Flow[None]:
-        check_name("model", model, "mnist")
-        yield Call("RepositoryModelLoad", protocol.RepositoryModelLoadRequest(model_name=model))
+    def load(self, model: str, config: Mapping[str, Any] | None, files: Files | None) -> Flow[None]:
+        yield Call("RepositoryModelLoad", load_request(model, config, files))
+        self.forget(model)  # a version's limits and labels may be others now
+
+    def forget(self, model: str) -> None:
+        """Forgets what is known of a model."""
+        for known in [key for key in self._models if key[0] == model]:
+            del self._models[known]
 
     def unload(self, model: str) -> Flow[None]:
         check_name("model", model, "mnist")
         yield Call("RepositoryModelUnload", protocol.RepositoryModelUnloadRequest(model_name=model))
+
+    def log_settings(self, changes: Mapping[str, Setting]) -> Flow[dict[str, Setting]]:
+        answer = yield Call("LogSettings", log_request(changes))
+        return {
+            name: getattr(value, value.WhichOneof("parameter_choice"))
+            for name, value in answer.settings.items()
+            if value.WhichOneof("parameter_choice")
+        }
 
     def metadata(self, model: str | None, version: str) -> Flow[Any]:
         name = yield from self.named(model, version)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from convserve_client._requests import Answer, Request
+from convserve_client._security import Metadata
 
 T = TypeVar("T")
 
@@ -23,6 +24,7 @@ class Call:
     method: str
     request: Any
     wait_for_ready: bool = False
+    metadata: Metadata = ()
 
 
 @dataclass(frozen=True)
