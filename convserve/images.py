@@ -14,12 +14,12 @@ from __future__ import annotations
 
 import io
 import os
-import re
 import stat
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 
 import numpy as np
 
+from convserve import image_memory
 from convserve.errors import ImageError
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ ImageSource: TypeAlias = (
     "bytes | bytearray | memoryview | str | os.PathLike[str] | Image.Image | NDArray[np.uint8]"
 )
 
-MAX_PIXELS = 64 * 1024 * 1024  # width x height, read from the header; 192 MiB as RGB
+MAX_PIXELS = 64 * 1024 * 1024  # width x height, read from the header; 256 MiB as RGB in Pillow
 # Only formats that Pillow decodes in its own C code or in one well-kept library: no PostScript,
 # PDF or the like, which start other programs.
 _SUFFIXES = {
@@ -50,14 +50,17 @@ _FORMATS = tuple(_SUFFIXES)
 EXTENSIONS = frozenset(suffix for suffixes in _SUFFIXES.values() for suffix in suffixes)
 _ORIENTATION = 0x0112  # the EXIF tag
 _SIDEWAYS = (5, 6, 7, 8)  # its values that swap height and width
-# A JPEG's scans, by marker, length and components. Each passes over the whole image: cameras and
-# encoders write up to a dozen, and a small file may hold enough of them to decode for hours.
-_SCAN = re.compile(rb"\xff\xda\x00(?:\x08\x01|\x0a\x02|\x0c\x03|\x0e\x04)")
+# Of a JPEG. Each passes over the whole image: cameras and encoders write up to a dozen, and a small
+# file may hold enough of them to decode for hours.
 _MAX_SCANS = 100
 
 
 def to_pixels(
-    image: ImageSource, preprocessing: Preprocessing, *, max_pixels: int = MAX_PIXELS
+    image: ImageSource,
+    preprocessing: Preprocessing,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    memory: image_memory.Budget | None = None,
 ) -> NDArray[np.uint8]:
     """Return `image` as uint8[C, H, W] with the size and colour that `preprocessing` names.
 
@@ -71,6 +74,9 @@ def to_pixels(
     centre. A large JPEG file is decoded at the smallest of 1/2, 1/4, 1/8 of its size that is still
     at least twice the size asked for, which is several times faster.
 
+    memory: what an encoded image reserves the bytes from that it takes at its peak; it may wait
+    for them, or raise ImageError.
+
     Raises ImageError for what can't be read or decoded and for more than `max_pixels` pixels
     (checked before anything is decoded or resized), TypeError for another type or dtype.
     """
@@ -81,11 +87,11 @@ def to_pixels(
         picture, name = _from_array(image), "array"
     elif isinstance(image, (bytes, bytearray, memoryview)):
         name = "image"
-        return _read(io.BytesIO(image), name, preprocessing, max_pixels)
+        return _read(io.BytesIO(image), name, preprocessing, max_pixels, memory)
     elif isinstance(image, (str, os.PathLike)):
         name = os.fsdecode(image)
         with _open_file(image, name) as file:
-            return _read(file, name, preprocessing, max_pixels)
+            return _read(file, name, preprocessing, max_pixels, memory)
     else:
         picture, name = _checked_picture(image), "image"
     _check_size(picture, name, max_pixels)
@@ -138,16 +144,56 @@ def _open_picture(file: BinaryIO, name: str) -> Image.Image:
 
 
 def _read(
-    file: BinaryIO, name: str, preprocessing: Preprocessing, max_pixels: int
+    file: BinaryIO,
+    name: str,
+    preprocessing: Preprocessing,
+    max_pixels: int,
+    memory: image_memory.Budget | None,
 ) -> NDArray[np.uint8]:
-    picture = _open_picture(file, name)
+    if memory is None:
+        picture = _open_picture(file, name)
+        _prepare(picture, file, name, preprocessing, max_pixels)
+        return _convert(picture, name, preprocessing, max_pixels, ours=True)
+    data = file.read()
+    file.seek(0)
+    opening = image_memory.to_open(data)
+    with memory.reserve(min(opening, memory.limit)):
+        picture = _open_picture(file, name)
+        if picture.format == "GIF":
+            # It clears the second frame, and may be as large as the first.
+            picture.dispose = None  # type: ignore[attr-defined]
+    size, head = picture.size, data[: file.tell()]
+    _prepare(picture, file, name, preprocessing, max_pixels)
+    try:
+        # A PNG file may have its EXIF after its pixels.
+        turned = preprocessing.exif and (_orientation(picture) != 1 or b"eXIf" in data)
+        needed = image_memory.needed(picture, preprocessing, turned=turned)
+        if picture.format in ("JPEG", "MPO"):
+            needed += image_memory.coefficients(picture, *size, head)
+        elif picture.format == "PNG":
+            needed += opening  # its texts stay
+    except Exception as error:
+        raise _fault(name, error) from error
+    if needed > memory.limit:
+        raise ImageError(
+            f"{name}: {picture.width} x {picture.height} pixels of this kind take "
+            f"{needed / 2**20:,.1f} MiB to decode, more than the limit of "
+            f"{memory.limit / 2**20:,.1f} MiB"
+        )
+    with memory.reserve(needed):
+        return _convert(picture, name, preprocessing, max_pixels, ours=True)
+
+
+def _prepare(
+    picture: Image.Image, file: BinaryIO, name: str, preprocessing: Preprocessing, max_pixels: int
+) -> None:
+    """Check what can be told before decoding, and have a large JPEG decoded smaller."""
     _check_size(picture, name, max_pixels)
     if picture.format in ("JPEG", "MPO"):
         _check_scans(file, name)
         # Square, since the orientation may turn the image by 90 degrees later.
         side = 2 * max(preprocessing.resized(1, 1))
         picture.draft(None, (side, side))
-    return _convert(picture, name, preprocessing, max_pixels)
 
 
 def _check_size(picture: Image.Image, name: str, max_pixels: int) -> None:
@@ -163,19 +209,28 @@ def _check_size(picture: Image.Image, name: str, max_pixels: int) -> None:
 def _check_scans(file: BinaryIO, name: str) -> None:
     position = file.tell()
     file.seek(0)
-    scans = len(_SCAN.findall(file.read()))
+    scans = len(image_memory.SCAN.findall(file.read()))
     file.seek(position)
     if scans > _MAX_SCANS:
         raise ImageError(f"{name}: {scans} scans are more than the limit of {_MAX_SCANS}")
 
 
 def _convert(
-    picture: Image.Image, name: str, preprocessing: Preprocessing, max_pixels: int
+    picture: Image.Image,
+    name: str,
+    preprocessing: Preprocessing,
+    max_pixels: int,
+    *,
+    ours: bool = False,
 ) -> NDArray[np.uint8]:
+    """ours: whether the pixels of `picture` may be let go as soon as they have been read."""
     mode = "L" if preprocessing.channels == 1 else "RGB"
+    caller = None if ours else picture
     try:
         picture.load()
-        picture = _in_mode(_upright(picture) if preprocessing.exif else picture, mode)
+        if preprocessing.exif:
+            picture = _instead(picture, _upright(picture), caller)
+        picture = _instead(picture, _in_mode(picture, mode), caller)
         picture = _cropped(_resized(picture, preprocessing, max_pixels), preprocessing)
         pixels: NDArray[np.uint8] = np.array(picture)  # [H, W] or [H, W, 3], a copy of our own
     except ImageError as error:
@@ -189,6 +244,13 @@ def _convert(
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
+def _instead(old: Image.Image, new: Image.Image, caller: Image.Image | None) -> Image.Image:
+    """`new`, with the memory of `old` given back, to which frames further up still refer."""
+    if old is not new and old is not caller:
+        old.close()
+    return new
+
+
 def _resized(picture: Image.Image, preprocessing: Preprocessing, max_pixels: int) -> Image.Image:
     from PIL import Image
 
@@ -200,6 +262,12 @@ def _resized(picture: Image.Image, preprocessing: Preprocessing, max_pixels: int
         raise ImageError(
             f"{picture.width} x {picture.height} pixels would be resized to {width} x {height}, "
             f"more than the limit of {max_pixels:,}"
+        )
+    between = image_memory.resampled(picture.width, picture.height, preprocessing)
+    if between > max(max_pixels, MAX_PIXELS, wanted):  # a strip of an image, far too long
+        raise ImageError(
+            f"{picture.width} x {picture.height} pixels take {between:,} on the way to {width} x "
+            f"{height}, more than the limit of {max(max_pixels, MAX_PIXELS):,}"
         )
     return picture.resize((width, height), Image.Resampling[preprocessing.interpolation.upper()])
 
@@ -234,11 +302,31 @@ def _orientation(picture: Image.Image) -> int:
 
 
 def _in_mode(picture: Image.Image, mode: str) -> Image.Image:
-    """Convert to 8-bit grey (`L`) or `RGB`, whatever Pillow made of the file."""
-    if picture.mode.startswith("I") or picture.mode == "F":
-        picture = _from_wide(picture)
+    """Convert to 8-bit grey (`L`) or `RGB`, whatever Pillow made of the file.
+
+    Block by block, so that what is made on the way takes no memory of the image's size.
+    """
+    from PIL import Image
+
     if picture.mode == mode and "transparency" not in picture.info:
         return picture
+    _check_range(picture)
+    width, height = picture.size
+    if width * height <= image_memory.BLOCK:
+        return _block_in_mode(picture, mode)
+    across = min(width, image_memory.BLOCK)
+    down = image_memory.BLOCK // across
+    result = Image.new(mode, picture.size, None)
+    for top in range(0, height, down):
+        for left in range(0, width, across):
+            box = (left, top, min(left + across, width), min(top + down, height))
+            result.paste(_block_in_mode(picture.crop(box), mode), box)
+    return result
+
+
+def _block_in_mode(picture: Image.Image, mode: str) -> Image.Image:
+    if picture.mode.startswith("I"):
+        picture = _from_wide(picture)
     if picture.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in picture.info:
         picture = _over_black(picture)
     elif picture.mode not in ("1", "L", "RGB"):
@@ -254,17 +342,22 @@ def _over_black(picture: Image.Image) -> Image.Image:
     return Image.alpha_composite(black, layer).convert("RGB")
 
 
+def _check_range(picture: Image.Image) -> None:
+    """Refuse pixels of unknown range. Pillow reads 16-bit PNG and PPM as 16 or as 32-bit integers,
+    as its version has it."""
+    wide = picture.mode in ("I", "F")
+    if wide and not (picture.mode == "I" and picture.format in ("PNG", "PPM")):
+        raise ImageError(
+            f"pixels of mode {picture.mode!r} have no agreed range; convert to 8 or 16 bits first"
+        )
+
+
 def _from_wide(picture: Image.Image) -> Image.Image:
     """Scale 16-bit grey to 8 bits: 0 to 0, 65535 to 255, rounded to the nearest."""
     from PIL import Image
 
-    # Pillow reads 16-bit PNG and PPM as 16 or, in some versions, as 32-bit integers.
-    if not picture.mode.startswith("I;16") and picture.format not in ("PNG", "PPM"):
-        raise ImageError(
-            f"pixels of mode {picture.mode!r} have no agreed range; convert to 8 or 16 bits first"
-        )
     values = np.array(picture, np.int32)
-    values += 128  # in place: a small file may hold an image of `max_pixels`
+    values += 128
     values //= 257
     return Image.fromarray(values.clip(0, 255, out=values).astype(np.uint8))
 

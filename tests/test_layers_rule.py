@@ -19,7 +19,7 @@ import convserve
 ROOT = Path(__file__).resolve().parents[1]
 CLIENT = ROOT / "clients" / "python" / "src" / "convserve_client"
 
-FILES = {"_npz", "preprocessing", "presets", "model_file", "images", "feature_maps"}
+FILES = {"_npz", "preprocessing", "presets", "model_file", "images", "image_memory", "feature_maps"}
 BELOW_PLAN = {"errors", "kernels", "graph"} | FILES
 # What each part of convserve may import, itself apart.
 ALLOWED = {

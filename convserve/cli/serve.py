@@ -155,6 +155,13 @@ _PORT = click.IntRange(0, 65535)
     help="Largest encoded image, width × height.",
 )
 @click.option(
+    "--max-decode-mb",
+    type=click.IntRange(1, 1_048_576),
+    default=256,
+    show_default=True,
+    help="Memory for decoding images, in MiB, in each process; who needs more than is free waits.",
+)
+@click.option(
     "--exit-timeout",
     type=click.FloatRange(0, 3600),
     default=30.0,
@@ -213,6 +220,7 @@ def command(
     max_queue_size: int,
     max_message_mb: int,
     max_pixels: int,
+    max_decode_mb: int,
     exit_timeout: float,
     access_log: Path | None,
     access_log_format: str,
@@ -296,6 +304,7 @@ def command(
         metrics_port=metrics_port,
         max_message_bytes=max_message_mb * _MIB,
         max_pixels=max_pixels,
+        max_decode_bytes=max_decode_mb * _MIB,
         decode_threads=threads,
         explicit_control=explicit,
         poll_seconds=poll,

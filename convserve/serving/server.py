@@ -29,7 +29,7 @@ from convserve.serving import metrics, reflection
 from convserve.serving.access import Access, Tokens, is_loopback
 from convserve.serving.access_log import AccessLog
 from convserve.serving.control import Control
-from convserve.serving.images import ImageDecoder
+from convserve.serving.images import MAX_DECODE_BYTES, ImageDecoder
 from convserve.serving.inference import MAX_STREAMS, Inferences
 from convserve.serving.logs import LogSettings
 from convserve.serving.memory import MemoryKeeper
@@ -60,6 +60,7 @@ class Options:
     reuse_port: bool = False  # share the port with other processes of the same server
     max_message_bytes: int = 64 * 1024 * 1024
     max_pixels: int = MAX_PIXELS  # of an encoded image
+    max_decode_bytes: int = MAX_DECODE_BYTES  # of memory, for all images that are being decoded
     decode_threads: int | None = None  # None: as many as cores
     explicit_control: bool = False  # whether callers may load and unload models
     poll_seconds: float | None = None  # between looks at the repository; None: no polling
@@ -102,7 +103,9 @@ class Server:
         self._repository = repository
         self._access_log, self._observer = _observation(options, sinks)
         workers = options.decode_threads or usable_cores()
-        self._decoder = ImageDecoder(workers, max_pixels=options.max_pixels)
+        self._decoder = ImageDecoder(
+            workers, max_pixels=options.max_pixels, max_bytes=options.max_decode_bytes
+        )
         self._control_pool = ThreadPoolExecutor(_CONTROL_THREADS, thread_name_prefix="control")
         self._reflection_pool = ThreadPoolExecutor(4, thread_name_prefix="reflection")
         infer_pool = CallPool("infer")
