@@ -150,14 +150,20 @@ def _tiles(subject: Subject, run: Run | None) -> list[tuple[str, str]]:
 def _curves(run: Run) -> Section:
     last = run.history[-1]
     best = "" if run.epoch == len(run.history) else f" The model is that of epoch {run.epoch}."
-    png = figures.learning_curves(run.history, run.epoch, run.test)
-    alt = f"Loss, accuracy and learning rate over {last.epoch} epochs; the loss ends at "
+    curves = figures.learning_curves(run.history, run.epoch, run.test)
+    over = f"over {last.epoch} epochs; it ends at"
+    accuracy = f"{100 * last.train_accuracy:.2f} % of the training images"
     return Section(
         "Learning curves",
         "Training figures are taken on the fly, from augmented images, while the network changes."
         + best,
-        [Picture("learning-curves", png, f"{alt}{last.loss:.4f}.")],
+        [
+            Picture("loss", curves.loss, f"Training loss {over} {last.loss:.4f}."),
+            Picture("accuracy", curves.accuracy, f"Accuracy {over} {accuracy}."),
+            Picture("learning-rate", curves.rate, f"Learning rate {over} {last.lr:.3g}."),
+        ],
         wide=True,
+        row=True,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -88,7 +89,8 @@ def test_the_page_holds_every_part_and_each_picture_lies_beside_it(trained):
     assert all(link.startswith("data:") for link in page.links)
     pngs = {path.name: path.read_bytes() for path in report.glob("*.png")}
     assert sorted(path.name for path in report.iterdir()) == sorted([*pngs, "index.html"])
-    assert len(page.images) == len(pngs) == 8  # feature maps of a right and of a wrong answer
+    # Three learning curves, and feature maps of a right and of a wrong answer.
+    assert len(page.images) == len(pngs) == 10
     for image in page.images:
         assert b64decode(image["src"].partition(",")[2]) == pngs[image["data-file"]]
         assert len(image["alt"]) > 20
@@ -110,33 +112,63 @@ def test_the_page_says_what_eval_says(trained, capsys):
     assert f"{100 * (1 - int(wrong) / int(images)):.2f} %" == said
 
 
-def test_headless_chromium_shows_it_without_a_word_on_the_console(trained, tmp_path):
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
-    if chromium is None:
+@pytest.fixture
+def chromium(tmp_path):
+    """Opens a page with the flags that it is given, and returns standard output."""
+    path = shutil.which("chromium") or shutil.which("chromium-browser")
+    if path is None:
         pytest.skip("chromium is not installed: the page was not opened in a browser")
-    flags = (
+    always = (
         "headless no-sandbox disable-gpu disable-quic no-first-run disable-background-networking "
         "disable-component-update disable-sync enable-logging=stderr window-size=1200,900"
     )
-    result = subprocess.run(
-        [
-            chromium, *(f"--{flag}" for flag in flags.split()),
-            f"--user-data-dir={tmp_path / 'profile'}", f"--screenshot={tmp_path / 'shot.png'}",
-            (trained[2] / "index.html").as_uri(),
-        ],
-        capture_output=True, text=True, timeout=60, check=True,
-    )  # fmt: skip
-    assert "CONSOLE" not in result.stderr
+
+    def opened(page, *flags):
+        profile = f"user-data-dir={tmp_path / 'profile'}"
+        result = subprocess.run(
+            [path, *(f"--{flag}" for flag in (*always.split(), profile, *flags)), page.as_uri()],
+            capture_output=True, text=True, timeout=60, check=True,
+        )  # fmt: skip
+        assert "CONSOLE" not in result.stderr
+        return result.stdout
+
+    return opened
+
+
+def test_headless_chromium_shows_it_without_a_word_on_the_console(trained, tmp_path, chromium):
+    chromium(trained[2] / "index.html", f"screenshot={tmp_path / 'shot.png'}")
     with Image.open(tmp_path / "shot.png") as shot:
         assert shot.size == (1200, 900) and len(shot.convert("L").getcolors()) > 50
+
+
+# Where the learning curves are in a frame of some width, and how wide all of it is.
+FRAME = """<iframe src="{page}" style="width:{width}px; height:900px; border:0"></iframe><script>
+onload = () => {{
+  const page = document.querySelector("iframe").contentDocument;
+  const tops = [...page.querySelectorAll(".row img")].map(i => i.getBoundingClientRect().top);
+  document.title = JSON.stringify([page.documentElement.scrollWidth, ...tops]);
+}}
+</script>"""
+
+
+@pytest.mark.parametrize(("width", "rows"), [(1200, 1), (420, 3)])
+def test_a_narrow_page_puts_the_curves_below_each_other(trained, tmp_path, chromium, width, rows):
+    frame = tmp_path / "frame.html"
+    frame.write_text(FRAME.format(page=(trained[2] / "index.html").as_uri(), width=width))
+    shown = chromium(frame, "allow-file-access-from-files", "hide-scrollbars", "dump-dom")
+    across, *tops = json.loads(re.search(r"<title>(.*)</title>", shown)[1])
+    assert across == width
+    assert len(tops) == 3 and len(set(tops)) == rows
 
 
 @pytest.fixture
 def quick_figures(monkeypatch):
     """Pages whose figures are not looked at need not draw them."""
     dot = pictures.draw_filters(np.ones((1, 1, 2, 2), np.float32))
-    for name in ("learning_curves", "confusion_plot", "class_scores", "calibration_plot"):
+    for name in ("confusion_plot", "class_scores", "calibration_plot"):
         monkeypatch.setattr(figures, name, lambda *given: dot)
+    curves = figures.Curves(dot, dot, dot)
+    monkeypatch.setattr(figures, "learning_curves", lambda *given: curves)
 
 
 def test_eval_draws_the_images_that_it_is_given(trained, tmp_path, capsys, quick_figures):

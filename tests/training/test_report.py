@@ -80,7 +80,33 @@ def test_many_classes_no_answers_and_names_in_any_script() -> None:
 
 def test_curves_of_one_epoch() -> None:
     one = EpochRecord(1, 2.0, 0.9, None, 0.1, 1.0, 1.0)
-    assert opened(figures.learning_curves([one], 1, 0.7)).std() > 1
+    for png in figures.learning_curves([one], 1, 0.7):
+        assert opened(png).std() > 1
+
+
+@pytest.mark.parametrize(
+    ("scores", "low"), [((1.0, 1.0), 99), ((0.9991, 1.0), 99), ((0.97, 1.0), 97), ((0.93, 1.0), 90)]
+)
+def test_scores_near_the_top_have_a_readable_axis(
+    monkeypatch: pytest.MonkeyPatch, scores: tuple[float, ...], low: int
+) -> None:
+    from matplotlib.figure import Figure
+
+    drawn: list[Figure] = []
+    save = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda f, *a, **k: (drawn.append(f), save(f, *a, **k)))
+    pixels = opened(figures.class_scores(np.array(scores), np.array(scores), ["a", "b"]))
+    (axes,) = drawn[0].axes
+    left, right = axes.get_xlim()
+    assert low - 1 < left < low and 100 < right < 101
+    assert axes.xaxis.get_offset_text().get_text() == ""
+    ticks = [float(tick.get_text()) for tick in axes.get_xticklabels()]
+    shown = [tick for tick in ticks if left <= tick <= right]
+    assert (min(shown), max(shown)) == (low, 100)
+    # Precision and recall are equal: both are seen at each place, and in the legend.
+    for colour in (figures.MAIN, figures.ACCENT):
+        rows = (pixels == [int(colour[i : i + 2], 16) for i in (1, 3, 5)]).all(axis=2).any(axis=1)
+        assert np.count_nonzero(np.diff(rows.astype(int)) == 1) >= 3, colour
 
 
 def test_first_filters() -> None:

@@ -22,13 +22,14 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 __all__ = [
-    "FEW", "Mistake", "calibration_plot", "class_scores", "confusion_plot",
+    "FEW", "Curves", "Mistake", "calibration_plot", "class_scores", "confusion_plot",
     "learning_curves", "mistakes_grid",
 ]  # fmt: skip
 
 MAIN, ACCENT, INK, SOFT, LINE = "#4c3a8f", "#d9541e", "#212529", "#5c636a", "#dfe3e8"
 PALE = "#c3bbdf"
 HALF, WIDE = 4.9, 10.6  # inches; 100 of the page's pixels each
+THIRD, GAP = 3.8, 0.16  # two such and a smaller one fill a row of the page
 DPI = 200
 NAMED = 30  # classes up to which an axis names them
 FEW = 10  # images; a share of fewer says little
@@ -66,35 +67,51 @@ class Mistake(NamedTuple):
     confidence: float
 
 
-def learning_curves(history: Sequence[EpochRecord], chosen: int, test: float | None) -> bytes:
+class Curves(NamedTuple):
+    """One picture each, so that a narrow page can put them below each other."""
+
+    loss: bytes
+    accuracy: bytes
+    rate: bytes
+
+
+def learning_curves(history: Sequence[EpochRecord], chosen: int, test: float | None) -> Curves:
     """Loss, accuracies and learning rate by epoch. chosen: the epoch of the model; test: its
     accuracy on the test images, 0 to 1."""
     epochs = [record.epoch for record in history]
     line = {"marker": "o" if len(history) <= 20 else "", "markersize": 4, "clip_on": False}
-    with _figure(WIDE, 2.9) as (figure, png):
-        loss, share, rate = figure.subplots(1, 3, width_ratios=(1, 1, 0.6))
-        loss.plot(epochs, [r.loss for r in history], color=MAIN, **line)
-        loss.set_title("training loss")
-        loss.set_ylim(bottom=0)
-        trained = [100 * r.train_accuracy for r in history]
-        share.plot(epochs, trained, color=MAIN, label="training", **line)
-        known = [(r.epoch, 100 * v) for r in history if (v := r.validation_accuracy) is not None]
-        if known:
-            x, y = zip(*known, strict=True)
-            share.plot(x, y, color=ACCENT, label="validation", **line)
-        if test is not None:
-            share.plot([chosen], [100 * test], "D", color=INK, markersize=6, label="test, once")
-        share.set_title("accuracy, %")
-        share.legend(loc="best")
-        rate.plot(epochs, [r.lr for r in history], color=SOFT, **line)
-        rate.set_title("learning rate")
-        rate.set_ylim(bottom=0)
-        for axes in (loss, share, rate):
+
+    @contextmanager
+    def by_epoch(title: str, width: float) -> Iterator[tuple[Any, Callable[[], bytes]]]:
+        with _figure(width, 2.9) as (figure, png):
+            axes = figure.subplots()
+            axes.set_title(title)
             axes.set_xlabel("epoch")
             axes.xaxis.get_major_locator().set_params(integer=True)
             if chosen != len(history):
                 axes.axvline(chosen, color=LINE, linestyle="--", zorder=0)
-        return png()
+            yield axes, png
+
+    with by_epoch("training loss", THIRD) as (axes, png):
+        axes.plot(epochs, [r.loss for r in history], color=MAIN, **line)
+        axes.set_ylim(bottom=0)
+        loss = png()
+    with by_epoch("accuracy, %", THIRD) as (axes, png):
+        trained = [100 * r.train_accuracy for r in history]
+        axes.plot(epochs, trained, color=MAIN, label="training", **line)
+        known = [(r.epoch, 100 * v) for r in history if (v := r.validation_accuracy) is not None]
+        if known:
+            x, y = zip(*known, strict=True)
+            axes.plot(x, y, color=ACCENT, label="validation", **line)
+        if test is not None:
+            axes.plot([chosen], [100 * test], "D", color=INK, markersize=6, label="test, once")
+        axes.legend(loc="best")
+        accuracy = png()
+    with by_epoch("learning rate", WIDE - 2 * THIRD - 2 * GAP) as (axes, png):
+        axes.plot(epochs, [r.lr for r in history], color=SOFT, **line)
+        axes.set_ylim(bottom=0)
+        rate = png()
+    return Curves(loss, accuracy, rate)
 
 
 def confusion_plot(confusion: NDArray[np.int64], labels: Sequence[str]) -> bytes:
@@ -143,14 +160,17 @@ def class_scores(
         axes = figure.subplots()
         found, exact = 100 * recall[order], 100 * precision[order]
         axes.hlines(places, found, exact, color=LINE, linewidth=3, zorder=1)
-        axes.plot(exact, places, "o", color=ACCENT, markersize=6, label="precision")
-        axes.plot(found, places, "o", color=MAIN, markersize=6, label="recall")
+        # A ring, so that it is seen around a recall that is as high.
+        ring = {"markersize": 9, "markerfacecolor": "none", "markeredgewidth": 2}
+        axes.plot(exact, places, "o", color=ACCENT, label="precision", **ring)
+        axes.plot(found, places, "o", color=MAIN, markersize=5, label="recall")
         axes.set_yticks(places, [_short(labels[k]) for k in order.tolist()])
         axes.tick_params(axis="y", length=0)
         lowest = np.nanmin(np.concatenate([found, exact]))
-        low = max(0.0, 5 * np.floor(lowest / 5)) if lowest < 95 else np.floor(lowest)
+        low = max(0.0, 5 * np.floor(lowest / 5)) if lowest < 95 else min(np.floor(lowest), 99)
         room = (100 - low) / 30 + 0.05
         axes.set(xlim=(low - room, 100 + room), xlabel="%", ylim=(len(order) - 0.5, -0.5))
+        axes.ticklabel_format(axis="x", useOffset=False)
         axes.grid(axis="x")
         axes.spines["left"].set_visible(False)
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderpad=0)

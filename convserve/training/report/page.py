@@ -50,6 +50,7 @@ section { padding: 1.1rem 1.25rem 1.1rem; min-width: 0 }
 section.wide { grid-column: 1 / -1 }
 section > p { color: var(--soft); font-size: .88rem; max-width: 58rem }
 figure { margin: .8rem 0 0 }
+.row { display: flex; flex-wrap: wrap; gap: 0 1rem }
 figure img { display: block; max-width: 100%; height: auto; margin: 0 auto }
 section.wide figure img { margin: 0 }
 figcaption { font-weight: 600; font-size: .88rem; margin-bottom: .2rem }
@@ -59,6 +60,8 @@ figcaption { font-weight: 600; font-size: .88rem; margin-bottom: .2rem }
 .details dd { margin: 0; overflow-wrap: anywhere }
 footer { margin-top: 1.25rem; color: var(--soft); font-size: .8rem }
 @media (max-width: 820px) { main { grid-template-columns: 1fr } }
+@media (max-width: 600px) { section.wide > figure { overflow-x: auto }
+  section.wide > figure img { max-width: none } }
 @media print { body { background: #fff } section { break-inside: avoid } }
 """
 
@@ -88,12 +91,16 @@ class Picture(NamedTuple):
 
 
 class Section(NamedTuple):
-    """Pictures under a title, and a sentence that says how to read them."""
+    """Pictures under a title, and a sentence that says how to read them.
+
+    row: they stand beside each other as far as there is room.
+    """
 
     title: str
     text: str
     pictures: Sequence[Picture] = ()
     wide: bool = False
+    row: bool = False
 
 
 class Page(NamedTuple):
@@ -186,6 +193,8 @@ def html(page: Page) -> str:
 def _section(section: Section) -> str:
     kind = ' class="wide"' if section.wide else ""
     figures = "".join(map(_figure, section.pictures))
+    if section.row:
+        figures = f'<div class="row">\n{figures}</div>\n'
     text = f"<p>{escape(section.text)}</p>"
     return f"<section{kind}>\n<h2>{escape(section.title)}</h2>\n{text}\n{figures}</section>"
 
