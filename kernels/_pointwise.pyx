@@ -1,4 +1,4 @@
-"""ReLU, softmax and batch normalisation, forward and backward.
+"""ReLU, PReLU, softmax and batch normalisation, forward and backward.
 
 Work is shared out by ranges of elements, rows or channels; what belongs to one channel is always
 summed by one thread, in double and in a fixed order, so that the bits do not depend on the threads.
@@ -11,7 +11,7 @@ from libc.math cimport INFINITY, exp
 from convserve.errors import ShapeError
 from convserve.kernels._arguments import float32_array, float32_shaped, positive
 from convserve.kernels._core cimport thread_count
-from convserve.kernels._rows cimport row_products, row_squares, row_sum
+from convserve.kernels._rows cimport row_negative_products, row_products, row_squares, row_sum
 
 # Elements below which waking other threads costs more than they save (empirical, two cores).
 cdef Py_ssize_t SMALL = 1 << 15
@@ -48,6 +48,44 @@ def relu_backward(grad, x):
             g = gv[i]
             dxv[i] = 0 if xv[i] <= 0 else g
     return dx
+
+
+def prelu(x, slope):
+    """x where it is above 0, else slope * x, with one slope a channel.
+
+    x: float32 [N, C, H, W] or [N, C]. slope: float32 [C]. Returns float32 of the shape of x.
+    """
+    x = float32_array(x, "prelu: x", (2, 4))
+    y = np.empty(x.shape, np.float32)
+    cdef const float[::1] sv = slopes(slope, "prelu: slope", x.shape[1])
+    cdef const float[:, :, :] xv = planes(x)
+    cdef float[:, :, ::1] yv = planes(y)
+    cdef Py_ssize_t i, n, c, channels = x.shape[1], length = xv.shape[2]
+    cdef int threads = threads_for(x.size)
+    for i in prange(xv.shape[0] * channels, nogil=True, num_threads=threads, schedule="static"):
+        n = i // channels
+        c = i % channels
+        prelu_row(&xv[n, c, 0], &xv[n, c, 0], sv[c], &yv[n, c, 0], length)
+    return y
+
+
+def prelu_backward(grad, x, slope):
+    """Gradient of prelu: grad and x as there. Returns (dx, dslope): as x, and float32 [C]."""
+    x = float32_array(x, "prelu_backward: x", (2, 4))
+    grad = float32_shaped(grad, "prelu_backward: grad", x.shape, "that of x")
+    dx = np.empty(x.shape, np.float32)
+    dslope = np.zeros(x.shape[1])
+    cdef const float[::1] sv = slopes(slope, "prelu_backward: slope", x.shape[1])
+    cdef const float[:, :, :] xv = planes(x), gv = planes(grad)
+    cdef float[:, :, ::1] dxv = planes(dx)
+    cdef double[::1] dsv = dslope
+    cdef Py_ssize_t c, n, images = xv.shape[0], length = xv.shape[2]
+    cdef int threads = threads_for(x.size)
+    for c in prange(xv.shape[1], nogil=True, num_threads=threads, schedule="static"):
+        for n in range(images):
+            prelu_row(&gv[n, c, 0], &xv[n, c, 0], sv[c], &dxv[n, c, 0], length)
+            dsv[c] += row_negative_products(&gv[n, c, 0], &xv[n, c, 0], length)
+    return dx, single(dslope)
 
 
 def softmax(x):
@@ -196,6 +234,10 @@ cdef object per_channel(value, name, channels, default=None):
     return float32_shaped(value, name, (channels,), "the channels of x").astype(np.float64)
 
 
+cdef object slopes(value, name, channels):
+    return np.ascontiguousarray(float32_shaped(value, name, (channels,), "the channels of x"))
+
+
 cdef object inverse_deviation(var, eps):
     with np.errstate(invalid="ignore", divide="ignore"):  # a var below -eps gives NaN
         return 1 / np.sqrt(var + eps)
@@ -218,6 +260,17 @@ cdef void scaled(x, mean, scale, bias, y):
         n = i // channels
         c = i % channels
         scale_row(&xv[n, c, 0], <float>mv[c], <float>sv[c], <float>bv[c], &yv[n, c, 0], length)
+
+
+cdef void prelu_row(
+    const float *v, const float *x, float slope, float *y, Py_ssize_t n
+) noexcept nogil:
+    """v where x is above 0, else slope * v"""
+    cdef Py_ssize_t i
+    cdef float scaled
+    for i in range(n):
+        scaled = slope * v[i]
+        y[i] = v[i] if x[i] > 0 else scaled
 
 
 cdef void scale_row(

@@ -54,6 +54,24 @@ cdef inline double row_products(
     return fold(part)
 
 
+cdef inline double row_negative_products(
+    const float *g, const float *x, Py_ssize_t n
+) noexcept nogil:
+    """sum(g * x) where x is not above 0"""
+    cdef double part[8]
+    cdef Py_ssize_t i = 0
+    cdef int j
+    for j in range(8):
+        part[j] = 0
+    while i + 8 <= n:
+        for j in range(8):
+            part[j] += 0.0 if x[i + j] > 0 else <double>g[i + j] * x[i + j]
+        i += 8
+    for j in range(<int>(n - i)):
+        part[j] += 0.0 if x[i + j] > 0 else <double>g[i + j] * x[i + j]
+    return fold(part)
+
+
 cdef inline double fold(const double *part) noexcept nogil:
     return ((part[0] + part[4]) + (part[2] + part[6])) + (
         (part[1] + part[5]) + (part[3] + part[7])

@@ -14,6 +14,7 @@ cdef extern from "train_step.h" nogil:
     enum: CS_MAX_LANES
     enum: CS_TRAIN_LOAD, CS_TRAIN_CONV, CS_TRAIN_CONV_DX, CS_TRAIN_CONV_DW, CS_TRAIN_AFFINE
     enum: CS_TRAIN_AFFINE_DX, CS_TRAIN_STATISTICS, CS_TRAIN_NORM, CS_TRAIN_NORM_SUMS
+    enum: CS_TRAIN_PRELU, CS_TRAIN_PRELU_DX, CS_TRAIN_PRELU_SLOPES, CS_TRAIN_PRELU_REDUCE
     enum: CS_TRAIN_NORM_DX, CS_TRAIN_ACTIVATE, CS_TRAIN_ACTIVATE_DX, CS_TRAIN_MAX_POOL
     enum: CS_TRAIN_MAX_POOL_DX, CS_TRAIN_AVG_POOL, CS_TRAIN_AVG_POOL_DX, CS_TRAIN_GLOBAL_AVG
     enum: CS_TRAIN_GLOBAL_AVG_DX, CS_TRAIN_GLOBAL_MAX, CS_TRAIN_GLOBAL_MAX_DX
@@ -62,6 +63,11 @@ cdef extern from "train_step.h" nogil:
         cs_activation activation
         int32_t slope_at
 
+    ctypedef struct cs_train_prelu_op:
+        int32_t channels
+        int64_t room
+        double *sums
+
     ctypedef struct cs_train_pointwise_op:
         int32_t arithmetic
         float factor
@@ -77,6 +83,7 @@ cdef extern from "train_step.h" nogil:
         cs_train_conv_op conv
         cs_train_affine_op affine
         cs_train_norm_op norm
+        cs_train_prelu_op prelu
         cs_pool pool
         cs_train_pointwise_op pointwise
         cs_train_dropout_op dropout

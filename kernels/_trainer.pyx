@@ -31,6 +31,9 @@ KINDS = {
     "norm_dx": (CS_TRAIN_NORM_DX, "x dy dx"),
     "activate": (CS_TRAIN_ACTIVATE, "x y"),
     "activate_dx": (CS_TRAIN_ACTIVATE_DX, "[x] [y] dy dx"),
+    "prelu": (CS_TRAIN_PRELU, "x y"),
+    "prelu_dx": (CS_TRAIN_PRELU_DX, "x dy dx"),
+    "prelu_slopes": (CS_TRAIN_PRELU_SLOPES, "x dy"),
     "max_pool": (CS_TRAIN_MAX_POOL, "x y"),
     "max_pool_dx": (CS_TRAIN_MAX_POOL_DX, "x y dy dx"),
     "avg_pool": (CS_TRAIN_AVG_POOL, "x y"),
@@ -58,6 +61,7 @@ KINDS = {
     "conv_dw_parts": (CS_TRAIN_CONV_DW_PARTS, "x dy"),
     "affine_pack": (CS_TRAIN_AFFINE_PACK, ""),
     "affine_dw": (CS_TRAIN_AFFINE_DW, "x dy"),
+    "prelu_reduce": (CS_TRAIN_PRELU_REDUCE, ""),
     "statistics_done": (CS_TRAIN_STATISTICS_DONE, "x"),
     "norm_sums_done": (CS_TRAIN_NORM_SUMS_DONE, "x"),
 }
@@ -205,6 +209,24 @@ cdef class Trainer:
         op.as_.norm.norm, op.as_.norm.slope_at = &layer.norm, SLOPES[slope]
         op.as_.norm.activation = op.activation
         self.kept.append(layer)
+
+    def set_prelu(self, int channels, Buffer sums):
+        """sums: of the lanes, for the gradient by the slopes (`set_parameters`)."""
+        cdef cs_train_op *op = self._last()
+        cdef int64_t room = self._room(channels)
+        if sums.floats < <size_t>(2 * self.plan.lanes * room):
+            raise ValueError(f"sums take {2 * self.plan.lanes * room} floats, got {sums.floats}")
+        op.as_.prelu = cs_train_prelu_op(channels, room, <double *>sums.data)
+        self.kept.append(sums)
+
+    def prelu_buffer(self, int channels):
+        """Memory for the lanes' sums."""
+        return Buffer(2 * self.plan.lanes * self._room(channels))
+
+    cdef int64_t _room(self, int64_t channels) noexcept:
+        """Up to whole blocks."""
+        return (channels + self.plan.kernels.block - 1) // self.plan.kernels.block \
+            * self.plan.kernels.block
 
     def set_pool(self, int x, int y, window, bint count_padding):
         """x, y: the tensors of the window's input and output, or of their gradients."""

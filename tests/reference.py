@@ -3,7 +3,7 @@
 Every function of `convserve.kernels` that computes is here under the same name and signature,
 written to be checked by eye: loops over window positions, float64 throughout, no argument checks.
 Results are float64. Every operator has a forward and a backward function, in this order:
-conv2d, max_pool2d, avg_pool2d, global_avg_pool2d, affine, relu, softmax, batch_norm.
+conv2d, max_pool2d, avg_pool2d, global_avg_pool2d, affine, relu, prelu, softmax, batch_norm.
 """
 
 from __future__ import annotations
@@ -303,6 +303,16 @@ def relu(x: Array) -> Array:
 
 def relu_backward(grad: Array, x: Array) -> Array:
     return np.where(x <= 0, 0.0, grad)
+
+
+def prelu(x: Array, slope: Array) -> Array:
+    return np.where(x > 0, x.astype(np.float64), along(slope, x) * x)
+
+
+def prelu_backward(grad: Array, x: Array, slope: Array) -> tuple[Array, Array]:
+    g = grad.astype(np.float64)
+    axes = (0, *range(2, x.ndim))
+    return np.where(x > 0, g, along(slope, x) * g), np.where(x > 0, 0.0, g * x).sum(axis=axes)
 
 
 def softmax(x: Array) -> Array:

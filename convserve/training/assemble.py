@@ -51,6 +51,7 @@ class Assembly:
         self.layers: dict[str, Mapping[str, Any]] = {}  # what the tape says of each of them
         self.norms: dict[str, NormLayer] = {}
         self.packed: dict[str, Any] = {}
+        self.slope_sums: dict[str, Any] = {}
         self.by_filters: dict[str, dict[str, int]] = {}  # by layer: operations, and their parts
         self.wishes()
         self.segments = split(self.tape, self.by_filters, self.packs)
@@ -200,6 +201,8 @@ class Assembly:
             count = end
 
     def parts(self, op: Op) -> int:
+        if op.kind == "prelu_reduce":
+            return 1  # as few values as channels
         weights = self.weight(op)
         if op.kind == "affine_pack":
             return -(-len(weights) // self.trainer.block)
@@ -232,6 +235,13 @@ class Assembly:
                 if name not in self.packed:
                     self.packed[name] = trainer.affine_buffer(inputs, outputs)
                 trainer.set_affine(inputs, outputs, self.packed[name])
+        elif kind.startswith("prelu"):
+            slope = f"{op.layer}.slope"
+            channels = len(self.params[slope])
+            if op.layer not in self.slope_sums:
+                self.slope_sums[op.layer] = trainer.prelu_buffer(channels)
+            trainer.set_parameters(self.params[slope], None, self.grads.get(slope), None)
+            trainer.set_prelu(channels, self.slope_sums[op.layer])
         elif kind.startswith(("norm", "statistics")):
             trainer.set_norm(self.norm(op), op.info.get("slope", "none"))
         elif setter is not None:

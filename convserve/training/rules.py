@@ -113,6 +113,16 @@ def _relu_back(op: Any, y: Array, grad: Array, params: Params) -> Grads:
     return [kernels.relu_backward(grad, y)], {}
 
 
+def _prelu(op: Any, inputs: Inputs, params: Params, rng: Rng) -> tuple[Array, Any]:
+    x = inputs[0]
+    return kernels.prelu(x, params["slope"]), x
+
+
+def _prelu_back(op: Any, x: Array, grad: Array, params: Params) -> Grads:
+    dx, dslope = kernels.prelu_backward(grad, x, params["slope"])
+    return [dx], {"slope": dslope}
+
+
 def _softmax(op: Any, inputs: Inputs, params: Params, rng: Rng) -> tuple[Array, Any]:
     x = inputs[0]
     return kernels.softmax(x), x
@@ -239,6 +249,7 @@ RULES: dict[type[Operator], Rule] = {
     layers.GlobalMaxPool2d: Rule(_global_max_pool2d, _global_max_pool2d_back),
     layers.MaxPool2d: Rule(_max_pool2d, _max_pool2d_back),
     layers.Mul: Rule(_mul, _mul_back),
+    layers.PReLU: Rule(_prelu, _prelu_back),
     layers.ReLU: Rule(_relu, _relu_back),
     layers.Softmax: Rule(_softmax, _softmax_back),
     layers.Sub: Rule(_sub, _sub_back),

@@ -15,6 +15,8 @@ from convserve.training.tape import Op, Tape
 __all__ = ["Segment", "recompute", "split"]
 
 ONCE = {"statistics_done", "norm_sums_done"}
+# What adds up the lanes' sums of the gradient by a parameter.
+REDUCED = {"conv_dw": "conv_reduce", "prelu_slopes": "prelu_reduce"}
 
 
 @dataclass
@@ -63,8 +65,8 @@ def split(
             if body[-1].once or body[-1].parts:
                 body.append(Segment())
             body[-1].ops.append(op)
-            if op.kind == "conv_dw":
-                tail.ops.append(Op("conv_reduce", {}, op.node, info=op.info))
+            if op.kind in REDUCED:
+                tail.ops.append(Op(REDUCED[op.kind], {}, op.node, info=op.info))
     return [s for s in (head, *body, tail) if s.ops]
 
 

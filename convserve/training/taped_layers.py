@@ -135,6 +135,21 @@ def _activation(m: Maker, node: Node) -> None:
     m.op("activate", node, x=x, y=y, activation=function)
 
 
+def _prelu(m: Maker, node: Node) -> None:
+    x = m.blocked(node.inputs[0])
+
+    def back(dy: int) -> None:
+        if learns:
+            m.op("prelu_slopes", node, x=x, dy=dy)
+        if x in m.trainable:
+            dx, add = m.in_place(x, y)
+            m.op("prelu_dx", node, x=x, dy=dy, dx=dx, add=add)
+
+    learns = node.name in m.learning
+    y = m.made(node, [x], back, learns)
+    m.op("prelu", node, x=x, y=y)
+
+
 def _pool(m: Maker, node: Node) -> None:
     x = m.blocked(node.inputs[0])
     assert isinstance(node.op, (layers.AvgPool2d, layers.MaxPool2d))
@@ -272,6 +287,7 @@ _FORWARD: dict[type[Operator], Callable[[Maker, Node], None]] = {
     layers.GlobalMaxPool2d: _global_pool,
     layers.MaxPool2d: _pool,
     layers.Mul: _mul,
+    layers.PReLU: _prelu,
     layers.Softmax: _softmax,
     layers.Sub: _sum,
     **dict.fromkeys((*_BOUNDS, *_CURVES), _activation),

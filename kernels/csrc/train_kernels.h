@@ -52,6 +52,10 @@ typedef struct cs_train_kernels {
     /* dx = (or +=) dy times the activation's derivative at x, or with `result` where it gave x */
     void (*activate_dx)(const cs_activation *f, int result, int add, int64_t n, const float *x,
                         const float *dy, float *dx);
+    /* a slope a channel below 0: dx = (or +=) dy times the derivative at x;  sums[b] += dy x where x
+     * is not above 0, the gradient by the slopes */
+    void (*prelu_dx)(const float *slopes, int add, int64_t n, const float *x, const float *dy, float *dx);
+    void (*prelu_slopes)(int64_t n, const float *x, const float *dy, double *sums);
     /* dx = (or +=) factor * dy;  dx = (or +=) dy * r, r_px floats (0 or a vector) between pixels */
     void (*scale_dx)(float factor, int add, int64_t n, const float *dy, float *dx);
     void (*multiply_dx)(int add, int64_t n, const float *dy, const float *r, int64_t r_px, float *dx);

@@ -90,6 +90,7 @@ void cs_train_of_part(const cs_train_task *task, const cs_train_op *op, int part
                                   op->dbias, task->scratch);
         break;
     case CS_TRAIN_AFFINE_PACK: cs_train_affine_pack(task, op, part); break;
+    case CS_TRAIN_PRELU_REDUCE: cs_train_prelu_reduce(task, op); break;
     default: cs_train_affine_dw(task, op, part);
     }
 }

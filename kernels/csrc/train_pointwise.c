@@ -2,6 +2,7 @@
 #include "train_rows.h"
 
 #include <assert.h>
+#include <string.h>
 
 static int64_t row_of(const cs_train_task *task, int number) { return number < 0 ? 0 : tensor(task, number)->row; }
 
@@ -60,6 +61,17 @@ static void pointwise_line(const cs_train_task *task, const cs_train_op *op, con
     case CS_TRAIN_ACTIVATE_DX:
         k->train->activate_dx(&op->activation, l->x == NULL, op->add, l->n, l->x ? l->x : l->y, l->dy, l->dx);
         break;
+    case CS_TRAIN_PRELU: {
+        const cs_pointwise row = {.h = 1, .w = (int32_t)l->n};
+        k->prelu(&row, 0, 0, 1, l->x, op->weight + l->plane * block, l->y);
+        break;
+    }
+    case CS_TRAIN_PRELU_DX:
+        k->train->prelu_dx(op->weight + l->plane * block, op->add, l->n, l->x, l->dy, l->dx);
+        break;
+    case CS_TRAIN_PRELU_SLOPES:
+        k->train->prelu_slopes(l->n, l->x, l->dy, op->as.prelu.sums + task->lane * op->as.prelu.room + l->plane * block);
+        break;
     case CS_TRAIN_SCALE_DX:
         k->train->scale_dx(op->as.pointwise.factor, op->add, l->n, l->dy, l->dx);
         break;
@@ -89,10 +101,24 @@ static void summed(const cs_train_task *task, const cs_train_op *op) {
 
 void cs_train_pointwise(const cs_train_task *task, const cs_train_op *op) {
     const int sized = op->dy >= 0 ? op->dy : op->y;
+    const cs_train_prelu_op *p = &op->as.prelu;
+    if (op->kind == CS_TRAIN_PRELU_SLOPES && task->fresh)
+        memset(p->sums + task->lane * p->room, 0, sizeof(double) * p->room);
     if (op->dx >= 0 && one_pixel(tensor(task, op->dx)) && !one_pixel(tensor(task, sized)))
         summed(task, op);
     else
         cs_each_line(task, op, sized, pointwise_line);
+}
+
+/* Lane by lane, so the bits do not depend on who summed which. */
+void cs_train_prelu_reduce(const cs_train_task *task, const cs_train_op *op) {
+    const cs_train_prelu_op *p = &op->as.prelu;
+    for (int c = 0; c < p->channels; c++) {
+        double sum = 0;
+        for (int lane = 0; lane < task->lane_count; lane++)
+            sum += p->sums[lane * p->room + c];
+        op->dweight[c] = (float)sum;
+    }
 }
 
 void cs_train_arithmetic(const cs_train_task *task, const cs_train_op *op) {

@@ -14,6 +14,26 @@ static void activate_dx(const cs_activation *f, int result, int add, int64_t n, 
 #undef CS_AT
 }
 
+static void prelu_dx(const float *slopes, int add, int64_t n, const float *x, const float *dy, float *dx) {
+    const vf s = v_load(slopes);
+    for (int64_t i = 0; i < n * CS_VL; i += CS_VL) {
+        const vf g = v_load(dy + i);
+        put(add, dx + i, v_select(v_load(x + i) > (vf){0}, g, s * g));
+    }
+}
+
+static void prelu_slopes(int64_t n, const float *x, const float *dy, double *sums) {
+    for (int64_t first = 0; first < n; first += CS_SUM_PIXELS) {
+        const int64_t end = n - first < CS_SUM_PIXELS ? n : first + CS_SUM_PIXELS;
+        vf sum[2] = {{0}};
+        for (int64_t i = first; i < end; i++) {
+            const vf v = v_load(x + i * CS_VL);
+            sum[i & 1] += v_select(v > (vf){0}, (vf){0}, v * v_load(dy + i * CS_VL));
+        }
+        add_to_doubles(sum[0] + sum[1], sums);
+    }
+}
+
 static void scale_dx(float factor, int add, int64_t n, const float *dy, float *dx) {
     const vf a = v_set(factor);
     for (int64_t i = 0; i < n * CS_VL; i += CS_VL)

@@ -74,6 +74,7 @@ void cs_train_norm_sums_done(const cs_train_task *task, const cs_train_op *op);
 void cs_train_pooling(const cs_train_task *task, const cs_train_op *op);
 void cs_train_global_pooling(const cs_train_task *task, const cs_train_op *op);
 void cs_train_pointwise(const cs_train_task *task, const cs_train_op *op);
+void cs_train_prelu_reduce(const cs_train_task *task, const cs_train_op *op);
 void cs_train_arithmetic(const cs_train_task *task, const cs_train_op *op);
 void cs_train_channels(const cs_train_task *task, const cs_train_op *op);
 void cs_train_flatten(const cs_train_task *task, const cs_train_op *op);

@@ -33,6 +33,9 @@ enum cs_train_kind {
     CS_TRAIN_NORM_DX,
     CS_TRAIN_ACTIVATE,
     CS_TRAIN_ACTIVATE_DX,
+    CS_TRAIN_PRELU,
+    CS_TRAIN_PRELU_DX,
+    CS_TRAIN_PRELU_SLOPES,  /* a partial sum for each lane */
     CS_TRAIN_MAX_POOL,
     CS_TRAIN_MAX_POOL_DX,
     CS_TRAIN_AVG_POOL,
@@ -59,6 +62,7 @@ enum cs_train_kind {
     CS_TRAIN_CONV_DW_PARTS,
     CS_TRAIN_AFFINE_PACK,
     CS_TRAIN_AFFINE_DW,
+    CS_TRAIN_PRELU_REDUCE,
     /* once */
     CS_TRAIN_STATISTICS_DONE,
     CS_TRAIN_NORM_SUMS_DONE
@@ -93,6 +97,12 @@ typedef struct cs_train_norm_op {
     int32_t slope_at;
 } cs_train_norm_op;
 
+typedef struct cs_train_prelu_op {
+    int32_t channels;
+    int64_t room;               /* channels, up to whole blocks */
+    double *sums;               /* [lane][room]: of the gradient by the slopes */
+} cs_train_prelu_op;
+
 typedef struct cs_train_pointwise_op {
     int32_t arithmetic;
     float factor;
@@ -111,6 +121,7 @@ typedef union cs_train_parameters {
     cs_train_conv_op conv;
     cs_train_affine_op affine;
     cs_train_norm_op norm;
+    cs_train_prelu_op prelu;
     cs_pool pool;
     cs_train_pointwise_op pointwise;
     cs_train_dropout_op dropout;

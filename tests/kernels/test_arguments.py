@@ -120,6 +120,9 @@ BAD: list[tuple[Callable[[], Any], type[Exception], list[str]]] = [
     (lambda: kernels.global_avg_pool2d_backward(X, X), ShapeError, ["grad", "(2, 4, 1, 1)"]),
     (lambda: kernels.affine_backward(ROWS, ROWS, DENSE), ShapeError, ["grad", "(2, 3)"]),
     (lambda: kernels.relu_backward(ROWS, X), ShapeError, ["grad", "(2, 4, 6, 6)", "(2, 5)"]),
+    (lambda: kernels.prelu_backward(ROWS, X, C), ShapeError, ["grad", "(2, 4, 6, 6)", "(2, 5)"]),
+    (lambda: kernels.prelu(X, ROWS), ShapeError, ["prelu: slope", "(4,)", "(2, 5)"]),
+    (lambda: kernels.prelu(C, C), ShapeError, ["prelu: x", "(4,)"]),
     (lambda: kernels.softmax_backward(DENSE, ROWS), ShapeError, ["grad", "(2, 5)", "(3, 5)"]),
     (lambda: kernels.batch_norm_backward(ROWS, X, C, C), ShapeError, ["grad", "(2, 4, 6, 6)"]),
 ]

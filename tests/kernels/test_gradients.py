@@ -107,6 +107,12 @@ def test_relu() -> None:
     check(reference.relu, reference.relu_backward, [random(3, 4, 2)])
 
 
+@pytest.mark.parametrize("shape", [(3, 2, 3, 2), (5, 3)])
+def test_prelu(shape: tuple[int, ...]) -> None:
+    slope = np.array([0.25, -0.5, 1.5])[: shape[1]]
+    check(reference.prelu, reference.prelu_backward, [random(*shape), slope])
+
+
 def test_softmax() -> None:
     check(reference.softmax, reference.softmax_backward, [random(3, 5)])
 

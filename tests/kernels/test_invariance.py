@@ -55,6 +55,11 @@ PER_IMAGE: dict[str, tuple[tuple[int, ...], Callable[[Array], Array]]] = {
     ),
     "global_avg_pool2d": (IMAGES, kernels.global_avg_pool2d),
     "relu": (IMAGES, kernels.relu),
+    "prelu": (IMAGES, lambda x: kernels.prelu(x, CHANNELS[0])),
+    "prelu_backward dx": (
+        IMAGES,
+        lambda g: kernels.prelu_backward(g, normal(1, *g.shape), CHANNELS[0])[0],
+    ),
     "softmax": ((70, 500), kernels.softmax),
     "batch_norm": (IMAGES, lambda x: kernels.batch_norm(x, *CHANNELS)),
 }
@@ -72,6 +77,9 @@ OVER_BATCH: dict[str, Callable[[], tuple[Array, ...]]] = {
         normal(1, *IMAGES), normal(2, *IMAGES), *CHANNELS[:3]
     ),
     "softmax_backward": lambda: (kernels.softmax_backward(normal(1, 70, 500), normal(2, 70, 500)),),
+    "prelu_backward": lambda: kernels.prelu_backward(
+        normal(1, *IMAGES), normal(2, *IMAGES), CHANNELS[0]
+    ),
     "relu_backward": lambda: (kernels.relu_backward(normal(1, *IMAGES), normal(2, *IMAGES)),),
 }
 

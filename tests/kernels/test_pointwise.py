@@ -1,4 +1,4 @@
-"""ReLU, softmax and batch normalisation, forward and backward, against the reference."""
+"""ReLU, PReLU, softmax and batch normalisation, forward and backward, against the reference."""
 
 from __future__ import annotations
 
@@ -41,6 +41,32 @@ def test_relu_of_special_values() -> None:
     reference.assert_close(kernels.relu(x), reference.relu(x))
     assert kernels.relu_backward(x, x)[1] == np.inf
     assert np.isnan(kernels.relu_backward(x, x)[0])
+
+
+@settings(max_examples=60)
+@given(shape=st.one_of(images, flat), layout=cases.layouts, seed=cases.seeds)
+def test_prelu_equals_the_reference(shape: tuple[int, ...], layout: str, seed: int) -> None:
+    x = cases.laid_out(cases.normal(seed, *shape), layout)
+    grad = cases.laid_out(cases.normal(seed + 1, *shape), layout)
+    slope = cases.normal(seed + 2, shape[1])
+    y, (dx, dslope) = reference.prelu(x, slope), reference.prelu_backward(grad, x, slope)
+    reference.assert_close(kernels.prelu(x, slope), y, reference.tolerance(1, abs(y)))
+    actual_dx, actual_dslope = kernels.prelu_backward(grad, x, slope)
+    reference.assert_close(actual_dx, dx, reference.tolerance(1, abs(dx)), layout=layout)
+    # Summed in double: one rounding at the end.
+    allowed = reference.tolerance(0, abs(dslope))
+    reference.assert_close(actual_dslope, dslope, allowed, layout=layout)
+
+
+def test_prelu_of_special_values() -> None:
+    x = np.array([[np.nan], [np.inf], [-np.inf], [0], [-1], [1]], np.float32)
+    slope = np.array([0.5], np.float32)
+    expected = np.array([[np.nan], [np.inf], [-np.inf], [0], [-0.5], [1]])
+    reference.assert_close(kernels.prelu(x, slope), expected)
+    dx, dslope = kernels.prelu_backward(np.ones_like(x), x, slope)
+    reference.assert_close(dx, np.array([[0.5], [1], [0.5], [0.5], [0.5], [1]]))
+    assert np.isnan(dslope)
+    assert kernels.prelu_backward(np.ones_like(x[3:]), x[3:], slope)[1] == -1
 
 
 @settings(max_examples=60)

@@ -6,9 +6,11 @@ naive reference for the small graphs, and on the kernels for the large ones.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from functools import partial
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -30,6 +32,7 @@ from convserve.training import (
 )
 from convserve.training.groups import Group, matching
 from convserve.training.loss import smoothed_targets
+from convserve.training.taped_layers import TRAINABLE
 
 CLASSES = small.CLASSES
 
@@ -58,6 +61,22 @@ def curve(function: layers.Operator) -> Graph:
     x = g.add(function, g.add(layers.BatchNorm(), g.add(layers.Conv2d(3, 1), x)))
     y = g.add(layers.BatchNorm(), g.add(function, g.add(layers.Conv2d(3, 1), x)))
     g.add(function, g.add(layers.Add(), y, x))
+    return small.classified(g)
+
+
+def slopes() -> Graph:
+    """PReLU on more channels than a block, on an input with another reader, joined to nothing, on
+    features, and on the image as it is given."""
+    g = Graph((2, 6, 5))
+    g.add(layers.PReLU())
+    x = g.add(layers.Conv2d(18, 3, padding=1))
+    y = g.add(layers.Conv2d(18, 3, padding=1), g.add(layers.PReLU(), x))
+    y = g.add(layers.PReLU(), g.add(layers.BatchNorm(), y))
+    g.add(layers.PReLU(), g.add(layers.Add(), y, x))
+    g.add(layers.MaxPool2d(2, rounding="floor"))
+    g.add(layers.Flatten())
+    g.add(layers.BatchNorm(), g.add(layers.Affine(17)))
+    g.add(layers.PReLU())
     return small.classified(g)
 
 
@@ -127,7 +146,7 @@ def wide() -> Graph:
     return small.classified(g)
 
 
-OWN = [*(partial(curve, function) for function in CURVES), excitation, dag, overlapping]
+OWN = [*(partial(curve, function) for function in CURVES), slopes, excitation, dag, overlapping]
 
 
 def name_of(make):
@@ -199,7 +218,7 @@ def test_networks_train_as_with_the_oracle(name):
 
 
 @pytest.mark.parametrize(
-    ("make", "count"), [*product([dag, excitation], [1, 7, 40]), (wide, 5), (wide, 140)]
+    ("make", "count"), [*product([dag, excitation, slopes], [1, 7, 40]), (wide, 5), (wide, 140)]
 )
 def test_the_same_bits_with_any_number_of_threads(make, count):
     graph = make()
@@ -261,10 +280,20 @@ def test_parameters_and_gradients_are_flat_with_the_same_offsets():
         assert (step.flat_grads[start : start + value.size] == grads[name].ravel()).all()
 
 
+RESNET = partial(architectures.build, "resnet20", blocks=1)
+
+
 @pytest.mark.parametrize(
-    "make", [dag, excitation, wide, partial(architectures.build, "resnet20", blocks=1)]
+    ("make", "frozen"),
+    [
+        *product(
+            [dag, excitation, slopes, wide, RESNET],
+            ["conv*", "conv[2-9]", "bn*", "conv1", "affine*"],
+        ),
+        (slopes, "prelu*"),
+        (slopes, "prelu[1-4]"),
+    ],
 )
-@pytest.mark.parametrize("frozen", ["conv*", "conv[2-9]", "bn*", "conv1", "affine*"])
 def test_layers_that_do_not_learn_have_no_gradient(make, frozen):
     graph = make()
     params = graph.initialise(0)
@@ -325,6 +354,17 @@ def test_what_it_does_not_know_is_refused():
     g.set_output("softmax1", "b")
     with pytest.raises(ShapeError, match="one output of shape"):
         CompiledStep(g, g.initialise(0), SGD())
+
+
+def test_the_documentation_names_what_can_not_be_trained():
+    page = Path(__file__).parents[2] / "docs" / "operators.md"
+    text = page.read_text(encoding="utf-8")
+    told = re.search(r"Training knows all of them but (.*?),\s+whose names", text, re.DOTALL)
+    known = {op.op for op in TRAINABLE}
+    assert known == {op.op for op in rules.RULES}
+    every = set(re.findall("`([a-z0-9_]+)`", "".join(re.findall(r"(?m)^\| (`.*?) \|", text))))
+    assert known < every
+    assert every - known == set(re.findall("`([a-z_]+)`", told[1]))
 
 
 def test_a_run_takes_the_step_that_it_is_told():
