@@ -59,7 +59,8 @@ class ToyServer:
     ) -> None:
         self.models: dict[str, Model] = {"toy": Model()}
         self.ready = True
-        self.fail: list[tuple[grpc.StatusCode, str, str | None]] = []  # status, text, push-back
+        # Of the next calls: status, text, push-back; None for one that goes well.
+        self.fail: list[tuple[grpc.StatusCode, str, str | None] | None] = []
         self.missing: set[str] = set()  # calls that it does not have
         self.delay = lambda request: 0.0
         self.hold: threading.Event | None = None
@@ -72,6 +73,7 @@ class ToyServer:
         self.regions: dict[str, SharedMemory] = {}
         self.health = health.HealthServicer()
         self.deadlines: list[float | None] = []  # seconds that a call had left
+        self.peers: list[str] = []
         self.running = self.most_running = 0
         self._lock = threading.Lock()
         self._server = grpc.server(
@@ -122,6 +124,7 @@ class ToyServer:
                 self.calls.append(name)
                 self.metadata.append(dict(context.invocation_metadata()))
                 self.deadlines.append(context.time_remaining())
+                self.peers.append(context.peer())
                 failure = self.fail.pop(0) if self.fail else None
             if name in self.missing:
                 context.abort(grpc.StatusCode.UNIMPLEMENTED, f"no {name} here")

@@ -119,7 +119,7 @@ def test_the_server_is_told_the_deadline(connect: Any, server: Any) -> None:
 
 
 def test_grpc_does_not_hedge(server: Any) -> None:
-    """Why there is no option for it: grpcio takes the policy, and ignores it."""
+    """Why the client does it by itself: grpcio takes the policy, and ignores it."""
     config = (
         '{"methodConfig": [{"name": [{}], "hedgingPolicy": {"maxAttempts": 3, "hedgingDelay":'
         ' "0.01s", "nonFatalStatusCodes": ["UNAVAILABLE"]}}]}'

@@ -22,6 +22,7 @@ from convserve_client._base import CLOSE_SECONDS, ClientBase, Remaining
 from convserve_client._checks import check_whole
 from convserve_client._control import Files, Setting
 from convserve_client._flows import IN_FLIGHT, Ranking, Result, output_names
+from convserve_client._hedging import hedged
 from convserve_client._many import Stream, check_items
 from convserve_client._model import Array, Inputs
 from convserve_client._request_options import Pairs
@@ -66,7 +67,8 @@ class AsyncClient(ClientBase):
                 await self._run(self._flows.release(), CLOSE_SECONDS)
         self._closed = True
         if self._channel is not None:
-            await self._channel.close()
+            for channel in (self._channel, *self._again):
+                await channel.close()
 
     def _ready_calls(self) -> dict[str, Any]:
         """The calls, connected to the running event loop."""
@@ -75,6 +77,7 @@ class AsyncClient(ClientBase):
         if self._channel is None:
             self._channel = self._options.open(grpc.aio)
             self._calls = self._stubs(self._channel)
+            self._open_again(grpc.aio)
             self._loop = loop
         if self._loop is not loop:
             raise RuntimeError("this AsyncClient was first used in another event loop")
@@ -257,6 +260,9 @@ class AsyncClient(ClientBase):
             return value
 
     async def _perform(self, step: Call | Infer | Sleep, remaining: Remaining) -> Any:
+        if isinstance(step, Call) and step.method == "ModelInfer":
+            request = Request(step.request, None, metadata=step.metadata)
+            return await self._answer(self._start(request, remaining))
         if isinstance(step, Call):
             call = self._ready_calls()[step.method](
                 step.request,
@@ -272,6 +278,16 @@ class AsyncClient(ClientBase):
         left = remaining()
         await asyncio.sleep(step.seconds if left is None else max(0.0, min(step.seconds, left)))
         return None
+
+    def _start(self, request: Request, remaining: Remaining) -> Any:
+        self._ready_calls()
+        stub = self._inferring()
+
+        def start(number: int) -> Any:
+            metadata = self._options.call_metadata(request.metadata)
+            return stub(number)(request.data, timeout=remaining(), metadata=metadata)
+
+        return start(0) if self._hedging is None else hedged(self._hedging, start)
 
     async def _answer(self, call: Any) -> Any:
         try:
@@ -302,12 +318,7 @@ class AsyncClient(ClientBase):
                     failure, request = error, None
                 more = request is not None
                 if request is not None:
-                    call = self._ready_calls()["ModelInfer"](
-                        request.data,
-                        timeout=remaining(),
-                        metadata=self._options.call_metadata(request.metadata),
-                    )
-                    calls.append((request, call))
+                    calls.append((request, self._start(request, remaining)))
                     await asyncio.sleep(0)  # lets the call go out before a slow source is asked
             if failure is not None:
                 raise failure

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -31,6 +32,10 @@ Remaining = Callable[[], float | None]
 class ClientBase:
     """See `Client` for the parameters."""
 
+    _calls: dict[str, Any]
+    _again: Sequence[Any] = ()
+    _infer_again: Sequence[Any] = ()
+
     def __init__(
         self,
         address: str | Sequence[str],
@@ -48,6 +53,7 @@ class ClientBase:
         compression: str | None = None,
         keepalive: float | None = None,
         shared_memory: bool = False,
+        hedge_after: float | None = None,
     ) -> None:
         self._options = Options(
             address=address,
@@ -64,7 +70,9 @@ class ClientBase:
             compression=compression,
             keepalive=keepalive,
             shared_memory=shared_memory,
+            hedge_after=hedge_after,
         )
+        self._hedging = self._options.hedging()
         self._flows = Flows(
             self._options.shown_address, max_message_bytes, Regions() if shared_memory else None
         )
@@ -104,6 +112,24 @@ class ClientBase:
             for name, method in protocol.METHODS.items()
             if not (method.client_streaming or method.server_streaming)
         }
+
+    def _open_again(self, api: Any) -> None:
+        """Makes the channels for further attempts; each connects when it is first used."""
+        self._again = [options.open(api) for options in self._options.again()]
+        self._infer_again = [self._stubs(channel)["ModelInfer"] for channel in self._again]
+
+    def _inferring(self) -> Callable[[int], Any]:
+        """What makes each attempt of one inference, by number."""
+        if self._hedging is None or not self._infer_again:
+            return lambda number: self._calls["ModelInfer"]
+        first = random.randrange(len(self._infer_again))
+
+        def stub(number: int) -> Any:
+            if number == 0:
+                return self._calls["ModelInfer"]
+            return self._infer_again[(first + number) % len(self._infer_again)]
+
+        return stub
 
     def _check_open(self) -> None:
         if self._closed:

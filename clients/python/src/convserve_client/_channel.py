@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import grpc
@@ -23,6 +23,7 @@ from convserve_client._checks import (
     check_timeout,
     check_whole,
 )
+from convserve_client._hedging import Hedging
 from convserve_client._request_options import Pairs, RequestOptions
 from convserve_client._security import Metadata, Tls, Token, bearer, check_metadata
 
@@ -51,6 +52,7 @@ class Options:
     compression: str | None
     keepalive: float | None
     shared_memory: bool
+    hedge_after: float | None
     addresses: tuple[Address, ...] = field(init=False)
     pairs: Metadata = field(init=False, repr=False)
     channel_credentials: grpc.ChannelCredentials | None = field(init=False)
@@ -66,6 +68,10 @@ class Options:
         if self.keepalive is not None:
             check_seconds("keepalive", self.keepalive, "at least 1 s, or None for no pings", 1)
         check_flag("shared_memory", self.shared_memory)
+        if self.hedge_after is not None:
+            check_seconds("hedge_after", self.hedge_after, "above 0 s, or None for no hedging")
+            if self.shared_memory:  # the loser would write where the winner's answer lies
+                raise ValueError("hedge_after and shared_memory exclude each other: give one")
         self._set("addresses", _address.parse_all(self.address))
         self._set("pairs", check_metadata(self.metadata))
         self._set("channel_credentials", self._credentials())
@@ -127,6 +133,38 @@ class Options:
         if self.load_balancing is None:
             return len(self.addresses) > 1
         return self.load_balancing == "round_robin"
+
+    def hedging(self) -> Hedging | None:
+        """What bounds the further attempts of a client's calls; None for no hedging.
+
+        gRPC does not tell which of several servers has a call. Two further attempts at different
+        servers are at least one at another server than the first.
+        """
+        if self.hedge_after is None:
+            return None
+        return Hedging(self.hedge_after, self.retry_budget, 3 if self.balanced else 2)
+
+    def again(self) -> list[Options]:
+        """Of the channels for further attempts: one a server, or a second one to the only server.
+
+        None for a name with many addresses, which gRPC alone knows: they go in turn as well.
+        """
+        if self.hedge_after is None:
+            return []
+        if not self.balanced:
+            return [replace(self, metadata=self.pairs, retries=0)]
+        if len(self.addresses) == 1:
+            return []
+        return [
+            replace(
+                self,
+                address=one.text,
+                metadata=self.pairs,
+                retries=0,  # attempts elsewhere come instead
+                load_balancing="round_robin",  # so that health is looked at
+            )
+            for one in self.addresses
+        ]
 
     def call_metadata(self, own: Metadata = ()) -> Metadata:
         """What goes with a call that is made now: `own`, and what all of the client's have."""

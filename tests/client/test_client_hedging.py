@@ -1,0 +1,198 @@
+"""A slow inference is sent once more: who answers, what it costs, and when it is not done."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+
+from convserve_client import errors
+from convserve_client._hedging import Hedging
+
+AFTER = 0.05  # seconds; what is slow here never answers, or takes some times as long
+
+
+def infers(server: Any) -> int:
+    return int(server.calls.count("ModelInfer"))
+
+
+@pytest.fixture
+def stuck(make_server: Any) -> Iterator[tuple[Any, Any]]:
+    """Two servers, of which the first answers everything but inferences."""
+    first, second = make_server(), make_server()
+    first.hold = threading.Event()
+    yield first, second
+
+
+def balanced(connect: Any, servers: Any, **options: Any) -> Any:
+    """A client that is connected to both and knows the model."""
+    client = connect([server.address for server in servers], hedge_after=AFTER, **options)
+    deadline = time.monotonic() + 10
+    while not all(server.calls for server in servers):
+        client.model_ready("toy")
+        assert time.monotonic() < deadline
+    client.predict(servers[0].images(0), model="toy")
+    return client
+
+
+def test_the_other_of_two_servers_answers(connect: Any, stuck: Any) -> None:
+    client = balanced(connect, stuck)
+    x = stuck[0].images(3)
+    start = time.monotonic()
+    for _ in range(8):
+        np.testing.assert_array_equal(client.predict(x, model="toy"), stuck[0].scores_of(x))
+    assert time.monotonic() - start < 8  # no call has waited for the stuck one's 10 s
+    assert infers(stuck[0]) >= 1
+    assert stuck[0].cancelled.acquire(timeout=10)  # the loser is
+
+
+def test_streams_and_parts_of_a_batch_too(connect: Any, stuck: Any) -> None:
+    client = balanced(connect, stuck)
+    x = stuck[0].images(24)
+    start = time.monotonic()
+    results = list(client.predict_many(iter(x), batch=2, in_flight=4, model="toy"))
+    np.testing.assert_array_equal(np.stack(results), stuck[0].scores_of(x))
+    np.testing.assert_array_equal(client.predict(x, model="toy"), stuck[0].scores_of(x))
+    assert time.monotonic() - start < 8
+    assert infers(stuck[0]) >= 1
+
+
+def test_a_name_with_many_addresses(connect: Any, server: Any) -> None:
+    client = connect(server.address, load_balancing="round_robin", hedge_after=AFTER)
+    client.predict(server.images(0), model="toy")
+    server.calls.clear()
+    server.delay = lambda request: 8 * AFTER
+    client.predict(server.images(1), model="toy")
+    assert infers(server) == 3
+
+
+def test_quick_answers_cost_nothing(connect: Any, server: Any) -> None:
+    client = connect(server.address, hedge_after=20)
+    for _ in range(20):
+        client.predict(server.images(1), model="toy")
+    list(client.predict_many(server.images(40), model="toy"))
+    assert infers(server) == 20 + 10
+    assert len(set(server.peers)) == 1
+
+
+def test_one_server_is_asked_over_a_second_connection(connect: Any, server: Any) -> None:
+    client = connect(server.address, hedge_after=AFTER)
+    client.predict(server.images(0), model="toy")
+    server.calls.clear(), server.peers.clear()
+    held = threading.Event()
+    server.delay = lambda request: 0.0 if held.is_set() else (held.set(), 3.0)[1]
+    start = time.monotonic()
+    x = server.images(2)
+    np.testing.assert_array_equal(client.predict(x, model="toy"), server.scores_of(x))
+    assert time.monotonic() - start < 2.5
+    assert server.calls == ["ModelInfer"] * 2
+    assert len(set(server.peers)) == 2
+    assert server.cancelled.acquire(timeout=10)
+
+
+def test_the_budget_bounds_it(connect: Any, server: Any) -> None:
+    client = connect(server.address, hedge_after=AFTER, retry_budget=2)
+    client.predict(server.images(0), model="toy")
+    server.delay = lambda request: 6 * AFTER
+    for _ in range(6):
+        client.predict(server.images(1), model="toy")
+    # Of four tokens each second attempt takes one, and each answer gives a tenth back.
+    assert infers(server) == 6 + 3
+
+
+def test_the_budget_in_figures() -> None:
+    hedging = Hedging(1.0, 3, 2)
+    assert [hedging.take() for _ in range(5)] == [True, True, True, False, False]
+    for _ in range(11):
+        hedging.answered()
+    assert [hedging.take() for _ in range(3)].count(True) in (1, 2)  # ten tenths, rounded
+    for _ in range(1000):
+        hedging.answered()
+    assert sum(hedging.take() for _ in range(10)) == 3
+
+
+def test_the_deadline_is_that_of_the_call(connect: Any, stuck: Any) -> None:
+    stuck[1].hold = threading.Event()
+    client = balanced(connect, stuck, retries=0)
+    start = time.monotonic()
+    with pytest.raises(errors.DeadlineExceededError):
+        client.predict(stuck[0].images(1), model="toy", timeout=0.4)
+    assert 0.35 < time.monotonic() - start < 5
+    assert infers(stuck[0]) + infers(stuck[1]) >= 2
+    left = [seconds for server in stuck for seconds in server.deadlines]
+    assert min(left) < 0.4
+
+
+@pytest.mark.parametrize("code", ["UNAVAILABLE", "INVALID_ARGUMENT"])
+def test_how_an_attempt_fails(connect: Any, server: Any, code: str) -> None:
+    client = connect(server.address, hedge_after=AFTER)
+    client.predict(server.images(0), model="toy")
+    server.calls.clear()
+    server.fail = [None, (grpc.StatusCode[code], "no", "-1")]  # the second attempt
+    server.delay = lambda request: 1.0
+    x = server.images(1)
+    if code == "UNAVAILABLE":  # the first one may still be answered
+        np.testing.assert_array_equal(client.predict(x, model="toy"), server.scores_of(x))
+        assert infers(server) == 2
+    else:
+        with pytest.raises(errors.InvalidRequestError, match="no"):
+            client.predict(x, model="toy")
+        assert server.cancelled.acquire(timeout=10)
+
+
+def test_a_failure_is_not_hedged(connect: Any, server: Any) -> None:
+    client = connect(server.address, hedge_after=20)
+    client.predict(server.images(0), model="toy")
+    server.fail = [(grpc.StatusCode.UNAVAILABLE, "stopping", "-1")]
+    with pytest.raises(errors.UnavailableError, match="stopping"):
+        client.predict(server.images(1), model="toy")
+    assert infers(server) == 1
+
+
+def test_only_inferences_are_sent_again(connect: Any, server: Any) -> None:
+    client = connect(server.address, hedge_after=AFTER)
+    load = server.RepositoryModelLoad
+
+    def slow(request: Any, context: Any) -> Any:
+        time.sleep(4 * AFTER)
+        return load(request, context)
+
+    server.RepositoryModelLoad = slow
+    client.load_model("other")
+    assert server.calls == ["RepositoryModelLoad"]
+
+
+def test_an_early_end_cancels_all_attempts(connect: Any, server: Any) -> None:
+    client = connect(server.address, hedge_after=AFTER)
+    client.predict(server.images(0), model="toy")
+    server.delay = lambda request: 3.0 if request.inputs[0].shape[0] == 2 else 8 * AFTER
+    items = [server.images(1)[0], server.images(2), server.images(2)]
+    results = client.predict_many(items, batch=1, in_flight=3, model="toy")
+    next(results)
+    results.close()
+    for _ in range(2):
+        assert server.cancelled.acquire(timeout=10)
+
+
+def test_closing_ends_what_waits(connect: Any, server: Any) -> None:
+    server.hold = threading.Event()
+    client = connect(server.address, hedge_after=AFTER)
+    failures: list[Exception] = []
+
+    def wait() -> None:
+        try:
+            client.predict(server.images(1), model="toy")
+        except Exception as error:
+            failures.append(error)
+
+    waiting = threading.Thread(target=wait)
+    waiting.start()
+    assert server.arrived.acquire(timeout=10) and server.arrived.acquire(timeout=10)
+    client.close()
+    waiting.join(10)
+    assert [type(error) for error in failures] == [errors.ClientClosedError]
