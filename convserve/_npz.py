@@ -29,6 +29,7 @@ __all__ = [
     "NpzFault",
     "Reader",
     "atomic_file",
+    "holds",
     "leftovers",
     "open_regular",
     "reading",
@@ -186,6 +187,15 @@ def reading(path: Path) -> Iterator[Reader]:
         except FAULTS as error:
             detail = " ".join(str(error).split()) or type(error).__name__
             raise NpzFault(f"the archive is damaged: {detail:.200}") from error
+
+
+def holds(path: Path, name: str) -> bool:
+    """Whether the file is an archive with a member of that name; False for one that is damaged."""
+    try:
+        with reading(path) as reader:
+            return name in reader.names
+    except FAULTS:
+        return False
 
 
 def open_regular(path: Path) -> BinaryIO:

@@ -7,15 +7,21 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
+from convserve._npz import atomic_file
+from convserve.cli._toml_values import toml_values
 from convserve.datasets.base import as_text
+from convserve.errors import ModelFileError
 from convserve.training import Group
+from convserve.training.checkpoint import earlier
+from convserve.training.export import check_writable
 from convserve.training.recipes import RECIPES
 
 if sys.version_info >= (3, 11):
@@ -23,27 +29,24 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-__all__ = ["config_option", "effective", "recipe_option", "to_toml"]
+__all__ = ["RunFiles", "config_option", "effective", "recipe_option", "to_toml", "told_beside"]
 
 NOT_SAVED = ("config", "recipe", "resume", "debug", "help", "threads")  # of this call only
 MAX_BYTES = 1 << 20
+TOLD = "convserve.train.told"  # by --config, of the context
 
 
 def _use_config(ctx: click.Context, param: click.Parameter, value: Path | None) -> Path | None:
     if value is None:
         return None
-    known = {p.name or "" for p in ctx.command.params} - set(NOT_SAVED) | {"recipe", "threads"}
     try:
         if value.stat().st_size > MAX_BYTES:
             raise ValueError(f"it has more than {MAX_BYTES} bytes")
-        told = tomllib.loads(value.read_text(encoding="utf-8"))
-        for name in told:
-            if name not in known:
-                raise ValueError(
-                    f"there is no option {name!r}; there are: {', '.join(sorted(known))}"
-                )
+        document = tomllib.loads(value.read_text(encoding="utf-8"))
+        told = toml_values(ctx.command, document, {*NOT_SAVED} - {"recipe", "threads"})
     except (OSError, ValueError) as error:
         raise click.BadParameter(f"{value}: {error}", ctx, param) from error
+    ctx.meta[TOLD] = told
     _below(ctx, {}, told)
     return value
 
@@ -71,7 +74,8 @@ config_option = click.option(
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     is_eager=True,
     callback=_use_config,
-    help="Options from a TOML file, by their names here with _ for -; those given here win.",
+    help="Options from a TOML file, by their names here with _ for -, as lists if they can be "
+    "repeated; those given here win.",
 )
 recipe_option = click.option(
     "--recipe",
@@ -80,6 +84,16 @@ recipe_option = click.option(
     callback=_use_recipe,
     help="The options of a recipe (docs/recipes.md); those given here win.",
 )
+
+
+def told_beside(ctx: click.Context, names: Iterable[str], other: str) -> list[str]:
+    """Those of the options that were told by whoever told `other` (or later), not by a recipe.
+
+    The command line tells last; what the file of --config tells counts if it tells `other` too.
+    """
+    line = ParameterSource.COMMANDLINE
+    in_file = () if ctx.get_parameter_source(other) is line else ctx.meta.get(TOLD, ())
+    return [name for name in names if ctx.get_parameter_source(name) is line or name in in_file]
 
 
 def effective(ctx: click.Context, **instead: Any) -> dict[str, Any]:
@@ -100,6 +114,48 @@ def to_toml(values: Mapping[str, Any], comment: str) -> str:
     lines = [f"# {comment}"]
     lines += [f"{name} = {_toml(value)}" for name, value in values.items()]
     return "\n".join(lines) + "\n"
+
+
+class RunFiles:
+    """`NAME.run.toml` beside a model and beside a checkpoint, each with the options of its run.
+
+    They are written when those are: a run that fails before leaves an earlier model's as it was.
+    keeps: a checkpoint of an earlier run is there, which will be kept (`checkpoint.earlier`).
+    """
+
+    def __init__(self, out: Path, checkpoint: Path, keeps: bool, text: str) -> None:
+        """Raises ModelFileError if there is no place for them."""
+        self._text, self._checkpoint, self._keeps = text, checkpoint, keeps
+        self._model_file = out.with_name(f"{out.stem}.run.toml")
+        self._checkpoint_file = _beside(checkpoint)
+        for path in (self._model_file, self._checkpoint_file):
+            check_writable(path, ModelFileError)
+
+    def model_written(self) -> None:
+        self._write(self._model_file)
+
+    def checkpoint_written(self) -> None:
+        if self._keeps and self._checkpoint_file.exists():
+            self._checkpoint_file.replace(_beside(earlier(self._checkpoint)))
+        self._keeps = False
+        self._write(self._checkpoint_file)
+
+    def checkpoint_removed(self) -> None:
+        self._checkpoint_file.unlink(missing_ok=True)
+
+    def _write(self, path: Path) -> None:
+        """Whole or not at all, and not when it is there already."""
+        try:
+            if path.exists() and path.read_text(encoding="utf-8") == self._text:
+                return
+            with atomic_file(path) as file:
+                file.write(self._text.encode())
+        except (OSError, ValueError) as error:
+            raise ModelFileError(f"{path}: can't be written: {error}") from error
+
+
+def _beside(checkpoint: Path) -> Path:
+    return checkpoint.with_name(f"{checkpoint.name.removesuffix('.npz')}.run.toml")
 
 
 def _toml(value: Any) -> str:

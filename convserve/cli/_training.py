@@ -84,7 +84,12 @@ def describe(data: Dataset) -> list[str]:
 class TrainingProgress(Progress):
     """A line an epoch on standard output, and on a terminal a live bar below."""
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        on_checkpoint: Callable[[], None] = lambda: None,
+        on_model: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._on_checkpoint, self._on_model = on_checkpoint, on_model
         self.epochs_done = 0
         self._epochs = self._images = 0
         self._done = self._resumed = 0
@@ -132,6 +137,12 @@ class TrainingProgress(Progress):
                 note=f"loss {loss:.4f}  {rate:,.0f} images/s",
                 eta=f"{_clock(self._left())} left",
             )
+
+    def checkpoint_written(self) -> None:
+        self._on_checkpoint()
+
+    def model_written(self) -> None:
+        self._on_model()
 
     def epoch_done(self, record: EpochRecord) -> None:
         self.epochs_done = record.epoch

@@ -11,29 +11,43 @@ from typing import Any
 import click
 
 from convserve import datasets, model_file
-from convserve._npz import atomic_file
 from convserve.cli._candidates import Candidate
 from convserve.cli._common import printable, threads_option
 from convserve.cli._judging import answers
 from convserve.cli._report import Report, Run, Subject, report_options
-from convserve.cli._run_file import config_option, effective, recipe_option, to_toml
+from convserve.cli._run_file import (
+    RunFiles,
+    config_option,
+    effective,
+    recipe_option,
+    to_toml,
+    told_beside,
+)
 from convserve.cli._stopping import StopSignals
+from convserve.cli._train_files import check_files, tell_of_checkpoint
 from convserve.cli._training import TrainingProgress, cache_choice, describe
 from convserve.cli._training_options import data_options, setting_options
 from convserve.datasets import Dataset
 from convserve.datasets.base import as_text
 from convserve.engine.model import Model
-from convserve.errors import CheckpointError, ModelFileError, TrainingError, TrainingStoppedError
+from convserve.errors import TrainingStoppedError
 from convserve.graph import architectures
 from convserve.model_file import ModelFile
 from convserve.training import TrainConfig, TrainResult, train
 from convserve.training.every import Every
-from convserve.training.export import check_writable
 from convserve.training.start import from_model
 
 __all__ = ["command"]
 
 ARGUMENTS = "convserve.train.arguments"
+# What a model to begin with makes pointless, and what then counts.
+FRESH = TrainConfig()
+OF_A_FRESH_NETWORK: dict[str, Any] = {
+    "arch": "lenet",
+    "arch_options": (),
+    "initialisation": FRESH.initialisation,
+    "whiten": FRESH.whiten,
+}
 
 
 @dataclass(frozen=True)
@@ -95,15 +109,16 @@ def command(ctx: click.Context, /, **options: Any) -> int | None:
     Ctrl-C and SIGTERM end the step under way and write a checkpoint: run the same command with
     --resume to continue, with the same result, bit for bit, as if nothing had happened. A run that
     is killed continues from its last checkpoint. All options are saved beside the model, as
-    NAME.run.toml, for --config.
+    NAME.run.toml, for --config, and beside a checkpoint too.
 
     --report DIR needs convserve[plots]. It shows the model's answers to the test images, or without
     those to the validation images, or to the training images.
     """
     Every(options["checkpoint_every"])  # a wrong one is an error before the data are read
+    _check_init(ctx, options)
     jobs = _jobs(options)
     for job in jobs:
-        _check_files(job)
+        check_files(job.out, job.checkpoint, job.report.folder if job.report else None, options)
     with StopSignals() as stop:
         try:
             results = _train_all(ctx, jobs, stop)
@@ -113,6 +128,27 @@ def command(ctx: click.Context, /, **options: Any) -> int | None:
     if len(jobs) > 1:
         _summarise(results)
     return None
+
+
+def _check_init(ctx: click.Context, options: dict[str, Any]) -> None:
+    """With --init network and first weights are the model's: whatever else says them is refused.
+
+    A recipe's are left out, as its other settings may well be wanted.
+    """
+    if options["init"] is None:
+        return
+    for name in told_beside(ctx, OF_A_FRESH_NETWORK, "init"):
+        if options[name] != OF_A_FRESH_NETWORK[name] or name == "arch":
+            (param,) = (p for p in ctx.command.params if p.name == name)
+            raise click.UsageError(
+                f"{param.opts[0]} is of a fresh network, and with --init network and weights are "
+                f"those of {options['init']}"
+            )
+    left = [name for name, value in OF_A_FRESH_NETWORK.items() if options[name] != value]
+    if left:
+        said = f"{options['init']} takes the place of {', '.join(left)} of the recipe or file"
+        click.echo(printable(said), err=True)
+    options.update(OF_A_FRESH_NETWORK)
 
 
 def _jobs(options: dict[str, Any]) -> list[_Job]:
@@ -138,26 +174,6 @@ def _jobs(options: dict[str, Any]) -> list[_Job]:
             )
         )
     return jobs
-
-
-def _check_files(job: _Job) -> None:
-    """Find out now what would fail after hours."""
-    check_writable(job.out, ModelFileError)
-    check_writable(job.checkpoint, CheckpointError)
-    if job.report is not None:
-        folder = job.report.folder.resolve()
-        for path in (job.out, job.checkpoint):
-            if folder in path.resolve().parents:
-                raise click.UsageError(f"{path} lies in the folder of the report, {folder}")
-    spec, init = job.options["data"], job.options["init"]
-    images = Path(spec[4:]).expanduser() if spec and spec.startswith("npz:") else None
-    for source, what in ((images, "images to train on"), (init, "model to begin with")):
-        for path in (job.out, job.checkpoint):
-            if source is not None and path.exists() and source.exists() and path.samefile(source):
-                raise click.UsageError(f"{path} holds the {what} and would be replaced")
-    started = job.checkpoint.exists() or (job.options["seeds"] > 1 and job.out.exists())
-    if job.options["resume"] and job.options["seeds"] == 1 and not started:
-        raise CheckpointError(f"{job.checkpoint}: there is no checkpoint to resume from")
 
 
 def _train_all(ctx: click.Context, jobs: list[_Job], stop: StopSignals) -> list[dict[str, Any]]:
@@ -223,18 +239,16 @@ def _train(
         )
     if job.report is not None:
         job.report.decode(data.preprocessing)
-    if job.checkpoint.exists() and not options["resume"]:
-        click.echo(f"{job.checkpoint} is replaced; --resume would have continued it", err=True)
+    keeps = not options["resume"] and tell_of_checkpoint(job.checkpoint)
     report = None if job.report is None else job.report.folder
     config = job.config
     said = effective(ctx, out=job.out, seed=config.seed, seeds=1, lr=config.lr, report=report)
     if init is not None:
-        said.pop("arch")
-        said.pop("arch_options", None)
-    run_file = job.out.with_name(f"{job.out.stem}.run.toml")
-    _write(run_file, to_toml(said, _command_line(ctx)))
+        for name in OF_A_FRESH_NETWORK:
+            said.pop(name, None)
+    files = RunFiles(job.out, job.checkpoint, keeps, to_toml(said, _command_line(ctx)))
     try:
-        with TrainingProgress() as progress:
+        with TrainingProgress(files.checkpoint_written, files.model_written) as progress:
             result = train(
                 graph,
                 data,
@@ -257,12 +271,9 @@ def _train(
         raise TrainingStoppedError(
             f"{error}; {job.checkpoint} holds the run up to there, --resume continues it"
         ) from error
-    except TrainingError:
-        if not job.checkpoint.exists():
-            run_file.unlink()
-        raise
     if not job.keeps_checkpoint:
         job.checkpoint.unlink(missing_ok=True)
+        files.checkpoint_removed()
     try:
         if job.report is not None:
             _draw(job.report, job, data, result)
@@ -314,17 +325,6 @@ def _summarise(results: list[dict[str, Any]]) -> None:
                 f"{name} {mean(reached):.2f} % ± {stdev(reached):.2f}, mean and standard deviation "
                 f"of {len(reached)} seeds"
             )
-
-
-def _write(path: Path, text: str) -> None:
-    """Whole or not at all, and not when it is there already."""
-    try:
-        if path.exists() and path.read_text(encoding="utf-8") == text:
-            return
-        with atomic_file(path) as file:
-            file.write(text.encode())
-    except (OSError, ValueError) as error:
-        raise ModelFileError(f"{path}: can't be written: {error}") from error
 
 
 def _origin(job: _Job) -> str:

@@ -30,6 +30,7 @@ from convserve.errors import (
     TrainingStoppedError,
 )
 from convserve.graph import Graph
+from convserve.model_file import ModelFile
 from convserve.training import checkpoint
 from convserve.training.averaging import Averages
 from convserve.training.batches import Batches
@@ -41,7 +42,7 @@ from convserve.training.export import Exporter, check_writable
 from convserve.training.layerwise import LayerwiseStep
 from convserve.training.loss import class_weights
 from convserve.training.make_optimiser import make_optimiser
-from convserve.training.progress import Progress, TrainResult
+from convserve.training.progress import EpochRecord, Progress, TrainResult
 from convserve.training.run_checkpoint import RunCheckpoint
 from convserve.training.schedules import make_schedule
 from convserve.training.start import Start
@@ -81,6 +82,9 @@ def train(
     it is true a checkpoint is written and TrainingStoppedError raised. provenance: JSON values to
     store in the model beside the run's own.
 
+    A file at `checkpoint` that is no checkpoint is refused; that of another, unfinished run is
+    kept, as NAME.earlier.npz, once this run writes its first.
+
     Raises TypeError or TrainingError for a setting, ShapeError if graph and data do not fit,
     TrainingError if the loss diverges, CheckpointError, and ModelFileError if `out` can't be
     written. An interrupt or an error leaves the last checkpoint and export as they were.
@@ -101,6 +105,8 @@ def train(
     )
     if resume:
         run.restore()
+    elif run.checkpoint is not None:
+        run.checkpoint.check()
     before = kernels.num_threads()
     try:
         if threads is not None:
@@ -233,7 +239,14 @@ class _Run:
         self.best = {name: value.copy() for name, value in self.averages.params.items()}
         self.state.best_epoch = record.epoch
         self.state.best_accuracy = record.validation_accuracy or 0.0
-        self.exporter.write(self.best, record)
+        self.export(self.best, record)
+
+    def export(
+        self, params: Mapping[str, Array], record: EpochRecord, test: float | None = None
+    ) -> ModelFile:
+        model = self.exporter.write(params, record, test)
+        self.progress.model_written()
+        return model
 
     def result(self, seconds: float) -> TrainResult:
         """Look at the test images, once, and export."""
@@ -246,7 +259,7 @@ class _Run:
             if chosen != last:
                 last_test = self.accuracy(self.averages.params, self.dataset.test)
         return TrainResult(
-            self.exporter.write(params, history[chosen - 1], test),
+            self.export(params, history[chosen - 1], test),
             chosen,
             tuple(history),
             history[chosen - 1].validation_accuracy,
@@ -266,6 +279,7 @@ class _Run:
         if self.checkpoint is not None:
             self.checkpoint.save(self.state, self.step, self.averages, self.best)
             self.every.restart()
+            self.progress.checkpoint_written()
 
     def restore(self) -> None:
         """Continue where the checkpoint was written."""

@@ -40,6 +40,12 @@ class Progress:
     def batch_done(self, images: int, loss: float) -> None:
         """After every update."""
 
+    def checkpoint_written(self) -> None:
+        """After every checkpoint."""
+
+    def model_written(self) -> None:
+        """After every export: a better epoch's model, and at the end the one that stays."""
+
     def epoch_done(self, record: EpochRecord) -> None:
         """After validation, and once the checkpoint is written."""
 

@@ -20,16 +20,27 @@ class RunCheckpoint:
 
     def __init__(self, path: Path, identity: Mapping[str, Any]) -> None:
         self.path, self._identity = path, identity
+        self._is_ours = False  # what the file holds, of this run
+
+    def check(self) -> None:
+        """CheckpointError if the file is there and is no checkpoint."""
+        checkpoint.check_replaceable(self.path)
 
     def save(
         self, state: RunState, step: TrainStep, averages: Averages, best: Mapping[str, Array]
     ) -> None:
-        """Replace it, atomically. CheckpointError if that fails: it is as it was then."""
+        """Replace it, atomically. CheckpointError if that fails: it is as it was then.
+
+        The checkpoint of another run that is not finished is kept, as `checkpoint.earlier`.
+        """
+        if not self._is_ours and checkpoint.is_unfinished(self.path):
+            self._set_aside()
         arrays, values = step.state()
         arrays |= averages.state()
         arrays |= {f"best.{name}": value for name, value in best.items()}
         reached = {"step": values, "run": state.to_dict()}
         checkpoint.save(self.path, self._identity, reached, arrays)
+        self._is_ours = True
 
     def restore(self, step: TrainStep, averages: Averages) -> tuple[RunState, dict[str, Array]]:
         """Bring step and averages to where it was written; the run's state and best parameters."""
@@ -42,8 +53,15 @@ class RunCheckpoint:
         except (KeyError, TypeError) as error:
             raise CheckpointError(f"{self.path}: its progress: {error}") from error
         averages.load_state(arrays)
+        self._is_ours = True
         best = {name: value for name, value in arrays.items() if name.startswith("best.")}
         return state, {name.removeprefix("best."): value for name, value in best.items()}
+
+    def _set_aside(self) -> None:
+        try:
+            self.path.replace(checkpoint.earlier(self.path))
+        except OSError as error:
+            raise CheckpointError(f"{self.path}: can't be set aside: {error}") from error
 
     def tidy(self) -> None:
         """Remove what a run that was killed while it wrote the file has left beside it."""

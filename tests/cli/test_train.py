@@ -123,13 +123,16 @@ def test_a_signal_leaves_a_checkpoint_and_resume_ends_with_the_same_model(
         errors,
     )
     assert "Traceback" not in errors
-    assert sorted(p.name for p in tmp_path.glob("m*")) == ["m.checkpoint.npz", "m.run.toml"]
+    assert sorted(p.name for p in tmp_path.glob("m*")) == [
+        "m.checkpoint.npz",
+        "m.checkpoint.run.toml",
+    ]
 
     assert convserve("train", "--data", digits, "--out", out, *args, "--resume") == 0
     assert convserve("train", "--data", digits, "--out", whole, *args) == 0
     first, second = (model_file.load(path) for path in (out, whole))
     assert model_file.weights_hash(first.params) == model_file.weights_hash(second.params)
-    assert not (tmp_path / "m.checkpoint.npz").exists()
+    assert sorted(p.name for p in tmp_path.glob("m*")) == ["m.npz", "m.run.toml"]
 
 
 def test_a_checkpoint_that_was_asked_for_stays(digits, tmp_path, capsys):
@@ -138,7 +141,7 @@ def test_a_checkpoint_that_was_asked_for_stays(digits, tmp_path, capsys):
     assert convserve(*args) == 0
     assert state.exists()
     assert convserve(*args) == 0
-    assert "state.npz is replaced; --resume would have continued it" in capsys.readouterr().err
+    assert "state.npz is of a run that is done, and is replaced" in capsys.readouterr().err
     assert convserve(*args, "--resume", "--lr", 0.2) == 1
     assert "of another run: lr was 0.05, is 0.2" in capsys.readouterr().err
 

@@ -107,14 +107,38 @@ def test_the_command_line_wins_over_the_file_and_the_file_over_the_recipe(data, 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("epoch = 3", "there is no option 'epoch'; there are: arch, arch_options, batch_size"),
-        ("epochs = 'many'", "'many' is not a valid integer"),
+        ("epoch = 3", "there is no option 'epoch'; is epochs meant?"),
+        ("wings = 2", "there is no option 'wings'; there are: arch, arch_options, batch_size"),
+        ("epochs = 'many'", "run.toml: epochs must be an integer, not 'many'"),
+        ("epochs = [1]", "epochs must be an integer, not [1]"),
+        ("epochs = 2.5", "epochs must be an integer, not 2.5"),
+        ("epochs = 0", "0 is not in the range x>=1"),
+        ("seeds = [2]", "seeds must be an integer, not [2]"),
+        ("shift = [2]", "shift must be an integer, not [2]"),
+        ("patience = true", "patience must be an integer, not True"),
+        ("clip = []", "clip must be a number, not []"),
+        ("lr = []", "lr must be a number, not []"),
+        ("lr = '0.1'", "lr must be a number, not '0.1'"),
+        ("warmup = {}", "warmup must be a number, not {}"),
+        ("whiten = 1", "whiten must be true or false, not 1"),
+        ("flip = true", "flip must be a string, not True"),
+        ("arch = 3", "arch must be a string, not 3"),
+        ("cache = 3", "cache must be a string, not 3"),
+        ("image_size = [3, 3]", "image_size must be an integer or a string, not [3, 3]"),
+        ("checkpoint_every = {}", "checkpoint_every must be an integer or a string, not {}"),
+        ("freeze = 'conv1'", "freeze must be a list, each a string, not 'conv1'"),
+        ("freeze = [1]", "freeze must be a list, each a string, not [1]"),
+        ("groups = 'affine1'", "groups must be a list, each a table or a string, not 'affine1'"),
+        ("class_weights = {}", "class_weights must be a list or a string, not {}"),
+        ("points = 1", "points must be a list or a string, not 1"),
+        ("optimizer = 'sgd'\noptimiser = 'adam'", "optimizer and optimiser are the same option"),
+        ("keep-last = 0", "keep-last must be true or false, not 0"),
         ("epochs = ", "run.toml: Invalid value"),
         ("groups = [{ lr = 1 }]", "a group needs match"),
         ("points = [1, 2]", "is not SHARE:FACTOR"),
         ("class_weights = 'even'", "is not balanced or NUMBER"),
         ("recipe = 'best'", "'best' is not one of"),
-        ("arch_options = 3", "Value must be an iterable"),
+        ("arch_options = 3", "must be a list, each a string, or a table, not 3"),
         ("resume = true", "there is no option 'resume'"),
     ],
 )
@@ -126,6 +150,29 @@ def test_wrong_files_are_refused(tmp_path, capsys, text, message):
     assert message in errors
     assert errors.count("\n") == 1
     assert sorted(p.name for p in tmp_path.iterdir()) == ["run.toml"]
+
+
+def test_a_file_takes_an_options_long_names_too(data, tmp_path, capsys):
+    file, out = tmp_path / "run.toml", tmp_path / "m.npz"
+    file.write_text(
+        f'data = "{data}"\narch = "mlp"\nbatch-size = 16\nepochs = 1\noptimizer = "adam"\n'
+        'initialization = "dirac"\ngroup = ["affine1:lr=2", { match = "affine2", lr = 3 }]\n'
+        'arch_option = ["hidden=[8]"]\nkeep_last = false\nwarmup = 0\nseed = 1\n'
+    )
+    assert convserve("train", "--config", file, "--out", out) == 0
+    told = tomllib.loads((tmp_path / "m.run.toml").read_text())
+    assert told["optimiser"] == "adam"
+    assert told["initialisation"] == "dirac"
+    assert told["arch_options"] == {"hidden": [8]}
+    assert [group["lr"] for group in told["groups"]] == [2, 3]
+    assert told["drop_last"] is True
+    file.write_text('report_image = ["absent.png"]')
+    assert convserve("train", "--config", file, "--out", out) == 2
+    assert "'absent.png' does not exist" in capsys.readouterr().err
+    for spelling in ("arch_options", "arch-option"):
+        file.write_text(f"{spelling} = {{ hidden = [8] }}\narch = 'mlp'\nepochs = 1\nlr = 1e-9")
+        assert convserve("train", "--config", file, "--out", out) == 0
+        assert model_file.load(out).params["affine1.bias"].shape == (8,)
 
 
 @pytest.mark.parametrize(
@@ -208,6 +255,42 @@ def test_fine_tuning_takes_what_fits_and_says_so(data, tmp_path, capsys):
     assert "the model takes images of (1, 8, 8)" in capsys.readouterr().err
     assert convserve("train", "--data", data, *args, "--out", first) == 2
     assert "a.npz holds the model to begin with and would be replaced" in capsys.readouterr().err
+
+
+def test_fine_tuning_takes_nothing_that_a_fresh_network_would(data, tmp_path, capsys):
+    first, out, file = tmp_path / "a.npz", tmp_path / "b.npz", tmp_path / "run.toml"
+    assert convserve("train", "--data", data, *SMALL, "--out", first) == 0
+    args = ("--data", data, "--batch-size", 16, "--epochs", 1, "--out", out)
+    for option in (
+        ("--arch", "mlp"),
+        ("--arch-option", "hidden=[3]"),
+        ("--whiten",),
+        ("--initialization", "dirac"),
+    ):
+        assert convserve("train", *args, "--init", first, *option) == 2
+        assert f"{option[0]} is of a fresh network, and with --init" in capsys.readouterr().err
+    file.write_text(f'init = "{first}"\nwhiten = true')
+    assert convserve("train", *args, "--config", file) == 2
+    assert "--whiten is of a fresh network" in capsys.readouterr().err
+
+    # The other settings of a recipe, or of a file of another run, may well be wanted.
+    file.write_text('arch = "lenet"\ninitialisation = "dirac"\nlr = 0.01')
+    names = {"recipe": "arch, arch_options, initialisation, whiten", "file": "initialisation"}
+    for kind, option in (
+        ("recipe", ("--recipe", "cifar10-fast", "--freeze", "affine1", "--cutout", 0)),
+        ("file", ("--config", file)),
+    ):
+        more = ("--group", "affine2:lr=1") if kind == "recipe" else ()
+        assert convserve("train", *args, "--init", first, *option, *more) == 0
+        assert f"a.npz takes the place of {names[kind]} of the rec" in capsys.readouterr().err
+        told = model_file.load(out).provenance
+        assert told["config"]["lr"] == {"recipe": 0.24, "file": 0.01}[kind]
+        assert (told["config"]["whiten"], told["config"]["initialisation"]) == (False, "he")
+        assert not {"arch", "arch_options", "whiten", "initialisation"} & told["options"].keys()
+    saved = tmp_path / "b.run.toml"
+    before = weights(out)
+    assert convserve("train", "--config", saved) == 0
+    assert weights(out) == before
 
 
 def test_a_model_that_is_for_inference_only_is_refused_by_its_layer(data, tmp_path, capsys):
