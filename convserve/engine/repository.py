@@ -199,11 +199,14 @@ class ModelRepository:
     def load(self, name: str, override: Override | None = None) -> None:
         """Load or reload a model; what has not changed on disk stays as it is.
 
-        Raises InvalidRequestError for a bad name, ModelLoadError for any fault of the model; in
-        both cases what was served is served on.
+        Raises InvalidRequestError for a bad name, ConfigError for an `override` that is wrong in
+        itself, ModelLoadError for any fault of the model; in all cases what was served is served
+        on.
         """
         if self._loader is None or not self._loader.source.has(check_name(name)):
             raise ModelLoadError(f"failed to load '{name}', failed to poll from model repository")
+        if override is not None:
+            self._loader.config(name, override)
         with self._changed:
             entry = self._entries.setdefault(name, _Entry())
         with entry.changing:

@@ -94,7 +94,7 @@ def tables(text: str, name: str) -> dict[str, Any]:
     for field in ("platform", "backend"):
         if getattr(message, field) not in ("", PLATFORM):
             raise InvalidRequestError(f"the config's {field} must be '{PLATFORM}'")
-    found: dict[str, Any] = json_format.MessageToDict(message, preserving_proto_field_name=True)
+    found = _given(message, json.loads(text))
     same = ("max_batch_size", "version_policy", "model_warmup")
     result = {key: found[key] for key in same if key in found}
     for batch in result.get("model_warmup", ()):
@@ -110,6 +110,39 @@ def tables(text: str, name: str) -> dict[str, Any]:
     return numbers
 
 
+def _given(message: Any, text: Mapping[str, Any]) -> dict[str, Any]:
+    """A message as a dict of what its JSON, parsed as `text`, gives. Protobuf's own leaves out what
+    is zero, as if it had not been given."""
+    result: dict[str, Any] = {}
+    for field in message.DESCRIPTOR.fields:
+        names = (field.name, field.json_name)
+        given = next((text[name] for name in names if text.get(name) is not None), None)
+        if given is None:
+            continue
+        value, kind = getattr(message, field.name), field.message_type
+        if kind is not None and kind.GetOptions().map_entry:
+            value = _given_map(value, given, kind.fields_by_name)
+        elif kind is not None and isinstance(given, list):
+            value = [_given(*pair) for pair in zip(value, given, strict=True)]
+        elif kind is not None:
+            value = _given(value, given)
+        elif isinstance(given, list):
+            value = list(value)
+        elif field.enum_type is not None:
+            known = field.enum_type.values_by_number.get(value)
+            value = value if known is None else known.name
+        result[field.name] = value
+    return result
+
+
+def _given_map(values: Any, text: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:
+    number = fields["key"].cpp_type != fields["key"].CPPTYPE_STRING
+    given = {int(key) if number else key: each for key, each in text.items()}
+    if fields["value"].message_type is None:
+        return {str(key): value for key, value in values.items()}
+    return {str(key): _given(value, given[key]) for key, value in values.items()}
+
+
 def _batching(found: Mapping[str, Any]) -> dict[str, Any]:
     result = dict(found)
     if result.pop("preserve_ordering", False):
@@ -118,10 +151,10 @@ def _batching(found: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _instances(found: Mapping[str, Any], name: str) -> dict[str, Any]:
-    groups = found.get("instance_group", [{}])
+    groups = found.get("instance_group") or [{}]
     if len(groups) != 1 or groups[0].get("kind", "KIND_CPU") not in ("KIND_AUTO", "KIND_CPU"):
         raise InvalidRequestError(f"model '{name}' can have one instance_group, of KIND_CPU")
-    result = {"count": groups[0]["count"]} if groups[0].get("count") else {}
+    result = {key: groups[0][key] for key in ("count",) if key in groups[0]}
     if _THREADS in found.get("parameters", {}):
         result["threads"] = found["parameters"][_THREADS].get("string_value")
     return result

@@ -12,15 +12,18 @@ import queue
 from contextlib import contextmanager
 from multiprocessing import shared_memory
 
+import grpc
 import numpy as np
 import pytest
 import tritonclient.grpc as triton
 import tritonclient.grpc.aio as triton_aio
+from server_process import Stub
 from tiny_models import image, save_tiny
 from tritonclient.utils import InferenceServerException
 
 from convserve.engine.repository import ModelRepository
 from convserve.serving.server import Options, Server
+from convserve_client import protocol
 
 WAIT = 60.0
 METHODS = {
@@ -217,6 +220,63 @@ def test_a_wrong_config_changes_nothing(client, config, message):
         client.load_model("m", config=config)
     assert index(client) == [("m", "3", "READY")]
     assert value(client.infer("m", [given()])) == 3
+
+
+@pytest.mark.parametrize(
+    ("config", "key"),
+    [
+        ({"max_batch_size": 0}, "max_batch_size"),
+        ({"maxBatchSize": 0}, "max_batch_size"),
+        ({"max_batch_size": -1}, "max_batch_size"),
+        ({"version_policy": {"latest": {"num_versions": 0}}}, "latest.num_versions"),
+        ({"instance_group": [{"count": 0}]}, r"instance_group\.count"),
+        ({"model_warmup": [{"batch_size": 0}]}, r"model_warmup\[0\]\.batch_size"),
+        (
+            {"dynamic_batching": {"default_queue_policy": {"max_queue_size": 0}}},
+            r"default_queue_policy\.max_queue_size",
+        ),
+        (
+            {
+                "dynamic_batching": {
+                    "priority_levels": 2,
+                    "defaultPriorityLevel": 1,
+                    "priority_queue_policy": {"2": {"maxQueueSize": "0"}},
+                }
+            },
+            r"priority_queue_policy\.2\.max_queue_size",
+        ),
+    ],
+)
+def test_a_given_zero_is_checked_like_any_other_value(client, config, key):
+    """Protobuf does not tell a zero from a field that was left out; JSON does."""
+    message = rf"\[StatusCode\.INVALID_ARGUMENT\] .*{key} must be 1 to "
+    with pytest.raises(InferenceServerException, match=message):
+        client.load_model("m", config=json.dumps(config))
+    assert index(client) == [("m", "3", "READY")]
+
+
+def test_zeros_and_nulls_that_mean_something(client):
+    policy = {"timeout_action": "DELAY", "default_timeout_microseconds": "0", "max_queue_size": 7}
+    batching = {"max_queue_delay_microseconds": "0", "default_queue_policy": policy}
+    config = {"max_batch_size": None, "instance_group": [], "dynamic_batching": batching}
+    client.load_model("m", config=json.dumps(config))
+    found = client.get_model_config("m", as_json=True)["config"]
+    assert found["max_batch_size"] == 64
+    assert found["dynamic_batching"]["default_queue_policy"]["max_queue_size"] == 7
+    assert found["dynamic_batching"]["default_queue_policy"]["timeout_action"] == "DELAY"
+
+
+def test_unload_dependents(client, server):
+    """There are none, so it is taken as it is; anything else is not."""
+    client.unload_model("m", unload_dependents=True)
+    assert not client.is_model_ready("m")
+    client.load_model("m")
+    request = protocol.RepositoryModelUnloadRequest(model_name="m")
+    request.parameters["unload_dependents"].string_param = "true"
+    refused = pytest.raises(grpc.RpcError, match="unrecognized unload parameter")
+    with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel, refused:
+        Stub(channel).RepositoryModelUnload(request, timeout=WAIT)
+    assert client.is_model_ready("m")
 
 
 def test_log_settings(client):
