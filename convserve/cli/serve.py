@@ -85,6 +85,29 @@ _PORT = click.IntRange(0, 65535)
     metavar="N",
     help="Calls at a time on one connection; more wait at the client.",
 )
+@click.option(
+    "--max-connections",
+    type=click.IntRange(1, 1_000_000),
+    default=10_000,
+    show_default=True,
+    help="Connections at a time, in each process; more are closed. Never more than 3/4 of the "
+    "files that it may open (ulimit -n).",
+)
+@click.option(
+    "--max-connection-age",
+    type=click.FloatRange(0.1, 1e6),
+    metavar="SECONDS",
+    help="Have clients connect anew after so long, so that they find new replicas and spread over "
+    "workers.",
+)
+@click.option(
+    "--max-connection-age-grace",
+    type=click.FloatRange(0.1, 1e6),
+    default=30.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long calls on such a connection have to end.",
+)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", type=_PORT, default=8001, show_default=True, help="gRPC; 0: a free port.")
 @click.option(
@@ -111,6 +134,7 @@ _PORT = click.IntRange(0, 65535)
     "killed and started anew; 0: for ever.",
 )
 @click.option("--worker-socket", type=click.IntRange(0), hidden=True)
+@click.option("--worker-number", type=click.IntRange(1), hidden=True)
 @threads_option
 @click.option(
     "--one-core/--no-one-core",
@@ -207,12 +231,16 @@ def command(
     token_file: Path | None,
     allow_admin: bool,
     max_concurrent_streams: int | None,
+    max_connections: int,
+    max_connection_age: float | None,
+    max_connection_age_grace: float,
     host: str,
     port: int,
     metrics_port: int,
     workers: int,
     watchdog_seconds: float,
     worker_socket: int | None,
+    worker_number: int | None,
     threads: int | None,
     one_core: bool,
     max_batch_size: int,
@@ -266,7 +294,7 @@ def command(
 
     from convserve.serving.logs import LogSettings
 
-    logs = _log_to_stderr(LogSettings(getattr(logging, log_level.upper())))
+    logs = _log_to_stderr(LogSettings(getattr(logging, log_level.upper())), worker_number)
     poll = repository_poll_secs if model_control_mode == "poll" else None
     if workers > 1 and worker_socket is None:
         from convserve.serving.workers.supervisor import Plan, Supervisor
@@ -312,7 +340,10 @@ def command(
         tls=tls,
         token_file=token_file,
         allow_admin=allow_admin,
+        max_connections=max_connections,
         max_concurrent_streams=max_concurrent_streams,
+        max_connection_age=max_connection_age,
+        max_connection_age_grace=max_connection_age_grace,
         one_core=one_core,
         access_log=access_log,
         access_log_format=access_log_format,
@@ -346,14 +377,15 @@ def _say_ready(host: str, port: int, metrics_port: int | None, names: Iterable[s
     sys.stdout.flush()
 
 
-def _log_to_stderr(settings: LogSettings) -> LogSettings:
-    """Log what `settings` let through, now and after they have changed."""
+def _log_to_stderr(settings: LogSettings, worker: int | None) -> LogSettings:
+    """Log what `settings` let through, now and after they have changed; lines name the worker."""
+    origin = "" if worker is None else f" worker={worker} pid=%(process)d"
     handler = logging.StreamHandler(sys.stderr)
     handler.addFilter(settings)
     logging.basicConfig(
         handlers=[handler],
         level=logging.INFO,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        format=f"%(asctime)s %(levelname)s{origin} %(name)s: %(message)s",
     )
     logging.getLogger("convserve").setLevel(logging.DEBUG)
     return settings

@@ -5,8 +5,9 @@
     admin  9a77e2…          may load, unload, change the log and register shared memory too
 
 The file is read again when it changes, so tokens are rotated without a restart; one that is then
-malformed is reported in the log and the tokens before it stay. Health needs no token: probes of an
-orchestrator have none. Tokens travel in the header `authorization: Bearer …` (RFC 6750).
+malformed is reported in the log and the tokens before it stay. Health checks need no token: probes
+of an orchestrator have none; the list of all that can be checked names the models, and needs one.
+Tokens travel in the header `authorization: Bearer …` (RFC 6750).
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import Any
 import grpc
 
 from convserve.errors import ConfigError
+from convserve.serving import health
 from convserve.serving.observe import Observer
 from convserve.serving.status import Status
 from convserve.serving.watched import Watched
@@ -40,7 +42,7 @@ ADMIN = frozenset(
         "SystemSharedMemoryUnregister",
     )
 )
-_OPEN = ("/grpc.health.v1.Health/",)
+_OPEN = frozenset(f"/{health.SERVICE}/{name}" for name in ("Check", "Watch"))
 _SHORTEST = 16  # characters: 64 bits of a hexadecimal token
 _LOOK = 1.0  # seconds between two looks at the file
 _MAX_BYTES = 1 << 20
@@ -83,7 +85,7 @@ class Access(grpc.ServerInterceptor):  # type: ignore[misc]
 
     def refusal(self, method: str, metadata: Any) -> Status | None:
         """Why the call may not be made; None if it may."""
-        if method.startswith(_OPEN):
+        if method in _OPEN:
             return None
         if self._tokens is None:
             if method in ADMIN and not self._admin:

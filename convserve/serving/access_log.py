@@ -38,13 +38,15 @@ class AccessLog:
     Lines that can't be written, on a full disk, are counted and reported once; then it is tried
     again. Raises ConfigError if the file can't be opened.
 
-    path: None for standard output. form: one of FORMATS.
+    path: None for standard output. form: one of FORMATS. worker: the number of this process, which
+    lines then name, where several write to the file.
     """
 
     metadata = frozenset[str]()
 
-    def __init__(self, path: Path | None, form: str = "text") -> None:
+    def __init__(self, path: Path | None, form: str = "text", worker: int | None = None) -> None:
         self._path = path
+        self._origin = {} if worker is None else {"worker": worker, "pid": os.getpid()}
         self._format = FORMATS[form]
         self._reopen = False
         self._failing = 0  # lines lost since the last one that was written
@@ -65,7 +67,7 @@ class AccessLog:
             self._switch()
         if not records:
             return 0
-        lines = [self._format(fields(record)) for record in records]
+        lines = [self._format(fields(record) | self._origin) for record in records]
         return self._write("".join(line + "\n" for line in lines).encode("ascii"))
 
     def close(self) -> None:

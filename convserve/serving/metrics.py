@@ -8,8 +8,9 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from itertools import accumulate
-from socket import AF_INET6
+from socket import AF_INET6, SHUT_RDWR, socket
 from typing import TYPE_CHECKING, Any, NamedTuple
 from wsgiref.simple_server import WSGIRequestHandler, make_server
 
@@ -34,6 +35,7 @@ __all__ = [
 
 _BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 _LABELS = ("model", "version")
+_CONNECTIONS = 64  # to the pages, at a time
 
 # name -> (help, value of a counter)
 _COUNTERS: dict[str, tuple[str, Callable[[Counters], float]]] = {
@@ -176,7 +178,30 @@ class _Handler(WSGIRequestHandler):
 
 
 class _HTTPServer(ThreadingWSGIServer):
+    """A thread a connection, as long as that lasts; the oldest one makes room for a new one beyond
+    `_CONNECTIONS`, so that silent ones keep no probe out."""
+
     request_queue_size = 64
+
+    def __init__(self, *arguments: Any, **keywords: Any) -> None:
+        self._lock = threading.Lock()
+        self._open: dict[socket, None] = {}  # the oldest first
+        super().__init__(*arguments, **keywords)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        with self._lock:
+            self._open[request] = None
+            if len(self._open) > _CONNECTIONS:
+                oldest = next(iter(self._open))
+                del self._open[oldest]
+                with suppress(OSError):  # it may have ended by itself
+                    oldest.shutdown(SHUT_RDWR)
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        with self._lock:
+            self._open.pop(request, None)
+        super().shutdown_request(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A client that goes away in the middle is not worth a traceback."""

@@ -1,7 +1,8 @@
 """gRPC reflection, so that tools such as grpcurl can ask what the server offers.
 
 The inference messages live in a private descriptor pool, those of health and reflection in
-protobuf's default pool; a tool must find all of them.
+protobuf's default pool; a tool must find all of them. Tools ask for version v1 first, which has the
+messages of v1alpha under other names; the library has v1alpha only.
 """
 
 from __future__ import annotations
@@ -11,15 +12,17 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import grpc
-from google.protobuf import descriptor_pool
-from grpc_health.v1 import health
+from google.protobuf import descriptor_pb2, descriptor_pool, json_format
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
+from convserve.serving import health
 from convserve_client import protocol
 
-__all__ = ["SERVICES", "handler"]
+__all__ = ["SERVICES", "handlers"]
 
-SERVICES = (protocol.SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
+_ALPHA = reflection.SERVICE_NAME
+_V1 = _ALPHA.replace(".v1alpha.", ".v1.")
+SERVICES = (protocol.SERVICE, health.SERVICE, _ALPHA, _V1)
 
 
 class _Pools:
@@ -42,10 +45,10 @@ class _Pools:
         return find
 
 
-def handler(pool: ThreadPoolExecutor) -> grpc.GenericRpcHandler:
-    """The reflection service; its streams stay open at will, so they keep to threads of `pool`."""
+def handlers(pool: ThreadPoolExecutor) -> tuple[grpc.GenericRpcHandler, ...]:
+    """The reflection services; their streams stay open at will, and keep to threads of `pool`."""
     servicer = reflection.ReflectionServicer(
-        SERVICES, _Pools(protocol.POOL, descriptor_pool.Default())
+        SERVICES, _Pools(protocol.POOL, _v1_pool(), descriptor_pool.Default())
     )
 
     def behaviour(requests: Any, context: grpc.ServicerContext) -> Any:
@@ -54,9 +57,18 @@ def handler(pool: ThreadPoolExecutor) -> grpc.GenericRpcHandler:
     behaviour.experimental_thread_pool = pool  # type: ignore[attr-defined]
     method = grpc.stream_stream_rpc_method_handler(
         behaviour,
-        request_deserializer=reflection_pb2.ServerReflectionRequest.FromString,
+        request_deserializer=health.or_none(reflection_pb2.ServerReflectionRequest),
         response_serializer=reflection_pb2.ServerReflectionResponse.SerializeToString,
     )
-    return grpc.method_handlers_generic_handler(
-        reflection.SERVICE_NAME, {"ServerReflectionInfo": method}
-    )
+    calls = {"ServerReflectionInfo": method}
+    return tuple(grpc.method_handlers_generic_handler(name, calls) for name in (_ALPHA, _V1))
+
+
+def _v1_pool() -> descriptor_pool.DescriptorPool:
+    """A pool with v1's descriptors, which are v1alpha's but for the version in their names."""
+    alpha = descriptor_pb2.FileDescriptorProto()
+    reflection_pb2.DESCRIPTOR.CopyToProto(alpha)
+    text = json_format.MessageToJson(alpha).replace("v1alpha", "v1")
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(json_format.Parse(text, descriptor_pb2.FileDescriptorProto()))
+    return pool

@@ -8,6 +8,7 @@ hold threads, is met by pools for each kind: inferences, streams, loading, refle
 from __future__ import annotations
 
 import logging
+import resource
 import socket
 import threading
 import time
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2
 
 from convserve.engine.affinity import CoreWatch, bound, choose, roam
 from convserve.engine.repository import ModelRepository
@@ -29,6 +30,7 @@ from convserve.serving import metrics, reflection
 from convserve.serving.access import Access, Tokens, is_loopback
 from convserve.serving.access_log import AccessLog
 from convserve.serving.control import Control
+from convserve.serving.health import Health
 from convserve.serving.images import MAX_DECODE_BYTES, ImageDecoder
 from convserve.serving.inference import MAX_STREAMS, Inferences
 from convserve.serving.logs import LogSettings
@@ -68,12 +70,16 @@ class Options:
     tls: TlsFiles | None = None
     token_file: Path | None = None  # None: no token is needed
     allow_admin: bool = False  # without tokens, on addresses that others can reach
+    max_connections: int = 10_000
     max_concurrent_streams: int | None = None  # calls at a time on one connection
+    max_connection_age: float | None = None  # seconds, give or take a tenth; None: for ever
+    max_connection_age_grace: float = 30.0  # seconds that calls then have to end
     access_log: Path | None = None  # Path("-") is standard output; None: no access log
     access_log_format: str = "text"  # or "json"
     trace: bool = False  # OpenTelemetry, as the OTEL_* environment variables say
     one_core: bool = True  # for the threads that run Python
     core: int | None = None  # which of those that the process may use; None: any
+    worker: int | None = None  # the number of this one, if there are several
 
 
 @dataclass(frozen=True)
@@ -132,7 +138,7 @@ class Server:
         self._servicer = Servicer(
             repository, self._inferences, self.control, self._observer, totals
         )
-        self._health = health.HealthServicer()
+        self._health = Health()
         self.host = options.host
         core = choose(options.core) if options.one_core else None
         # These start gRPC's own threads, `start` those that run Python.
@@ -186,25 +192,18 @@ class Server:
         return 0 if self._observer is None else self._observer.dropped
 
     def _make_grpc(self, options: Options) -> grpc.Server:
-        streams = options.max_concurrent_streams
         server = grpc.server(
             self._control_pool,
             interceptors=_interceptors(options, self._observer),
-            options=[
-                *([] if streams is None else [("grpc.max_concurrent_streams", streams)]),
-                ("grpc.max_receive_message_length", options.max_message_bytes),
-                ("grpc.max_send_message_length", -1),
-                # Without, a second server on the port fails, as it must.
-                ("grpc.so_reuseport", int(options.reuse_port)),
-                # Clients may ping every 10 s, and without calls; gRPC's defaults disconnect them.
-                ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
-                ("grpc.keepalive_permit_without_calls", 1),
-            ],
+            options=_channel_arguments(options),
         )
         server.add_generic_rpc_handlers(
-            (self._servicer.handler(self._pools), reflection.handler(self._reflection_pool))
+            (
+                self._servicer.handler(self._pools),
+                *reflection.handlers(self._reflection_pool),
+                self._health.handler(),
+            )
         )
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         return server
 
     def _bind(self, options: Options) -> int:
@@ -261,6 +260,38 @@ class Server:
         return drained
 
 
+def _channel_arguments(options: Options) -> list[tuple[str, int]]:
+    """What gRPC is told of the connections."""
+    arguments = [
+        ("grpc.max_receive_message_length", options.max_message_bytes),
+        ("grpc.max_send_message_length", -1),
+        # Without, a second server on the port fails, as it must.
+        ("grpc.so_reuseport", int(options.reuse_port)),
+        # Clients may ping every 10 s, and without calls; gRPC's defaults disconnect them.
+        ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.max_allowed_incoming_connections", _connections(options.max_connections)),
+    ]
+    if options.max_concurrent_streams is not None:
+        arguments.append(("grpc.max_concurrent_streams", options.max_concurrent_streams))
+    if options.max_connection_age is not None:
+        arguments += [
+            ("grpc.max_connection_age_ms", round(options.max_connection_age * 1000)),
+            ("grpc.max_connection_age_grace_ms", round(options.max_connection_age_grace * 1000)),
+        ]
+    return arguments
+
+
+def _connections(wanted: int) -> int:
+    """At most so many that a quarter of the files which the process may open is left for models,
+    logs and the metrics port."""
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    allowed = wanted if limit == resource.RLIM_INFINITY else min(wanted, max(1, limit * 3 // 4))
+    if allowed < wanted:
+        _log.info("at most %d connections, since %d files may be open", allowed, limit)
+    return allowed
+
+
 def _observation(
     options: Options, more: Iterable[Sink]
 ) -> tuple[AccessLog | None, Observer | None]:
@@ -272,7 +303,7 @@ def _observation(
     log = None
     if options.access_log is not None:
         path = None if options.access_log == Path("-") else options.access_log
-        log = AccessLog(path, options.access_log_format)
+        log = AccessLog(path, options.access_log_format, options.worker)
         sinks.append(log)
     return log, Observer(sinks) if sinks else None
 

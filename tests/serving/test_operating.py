@@ -10,6 +10,8 @@ import pytest
 
 from convserve import model_file
 from convserve.engine.model import Model
+from convserve.engine.repository import ModelRepository
+from convserve.errors import ConvserveError
 from convserve_client import Client, errors
 
 WAIT = 30.0
@@ -66,6 +68,52 @@ def test_polling_layers_and_shared_memory(start_server, own, repository, digits,
         publish(own / "digits", 3, b"PK\3\4 no model")
         wait_until(lambda: "3" in server.log and "model.npz" in server.log)
         np.testing.assert_array_equal(client.predict(pixels, model="digits"), fresh)
+
+
+def test_deleting_the_newest_version_rolls_back(start_server, own, repository, digits, pixels):
+    other = repository / "digits" / "2" / "model.npz"
+    publish(own / "digits", 2, other)
+    fresh = Model.from_file(model_file.load(other), name="digits").predict(pixels)
+    server = start_server(
+        "--model-repository", own, "--model-control-mode", "poll", "--repository-poll-secs", "0.05"
+    )
+    with Client(server.address) as client:
+        np.testing.assert_array_equal(client.predict(pixels, model="digits"), fresh)
+        (own / "digits" / "2").rename(own / "digits" / "2.old")
+        old = digits.predict(pixels)
+        wait_until(lambda: np.array_equal(client.predict(pixels, model="digits"), old))
+
+
+def warmup(own, file):
+    text = f"""
+        [[model_warmup]]
+        batch_size = 3
+        [model_warmup.inputs.input]
+        input_data_file = {file!r}
+    """
+    (own / "digits" / "config.toml").write_text(text)
+
+
+def test_warmup_with_a_file(start_server, own, pixels):
+    """It is read: one of the wrong size, or outside the model's own folder, ends the start."""
+    folder = own / "digits" / "warmup"
+    folder.mkdir()
+    (folder / "image").write_bytes(pixels[0].astype("<f4").tobytes())
+    warmup(own, "image")
+    server = start_server("--model-repository", own)
+    with Client(server.address) as client:
+        assert client.predict(pixels, model="digits").shape == (16, 10)
+    outside = own.parent / "outside"
+    outside.write_bytes((folder / "image").read_bytes())
+    (folder / "link").symlink_to(outside)
+    (folder / "short").write_bytes(b"1234")
+    problems = {"short": "has 4 bytes", "none": "no such file"}
+    for file in ("../../../outside", str(outside), "link"):
+        problems[file] = "no such file inside"
+    for file, problem in problems.items():
+        warmup(own, file)
+        with pytest.raises(ConvserveError, match=problem):
+            ModelRepository.open(own)
 
 
 def test_hangup_takes_over_what_is_new(start_server, own, repository, pixels):

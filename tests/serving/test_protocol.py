@@ -202,16 +202,52 @@ def test_health_watch(health):
         call.cancel()
 
 
+def test_health_list(health):
+    answer = health.List(health_pb2.HealthListRequest(), timeout=WAIT)
+    assert sorted(answer.statuses) == ["", "digits", "inference.GRPCInferenceService", "plain"]
+    assert {each.status for each in answer.statuses.values()} == {1}
+
+
+@pytest.mark.parametrize(
+    ("method", "kind"),
+    [
+        ("grpc.health.v1.Health/Check", "unary_unary"),
+        ("grpc.health.v1.Health/List", "unary_unary"),
+        ("grpc.health.v1.Health/Watch", "unary_stream"),
+        ("grpc.health.v1.Health/Nothing", "unary_unary"),
+        ("grpc.reflection.v1.ServerReflection/ServerReflectionInfo", "stream_stream"),
+        ("grpc.reflection.v1alpha.ServerReflection/Nothing", "stream_stream"),
+    ],
+)
+def test_bytes_that_are_no_message_leave_nothing_in_the_log(server, method, kind):
+    before = server.log
+    data, streams = b"\xff\xff", kind.startswith("stream")
+    with pytest.raises(grpc.RpcError) as caught:
+        answer = getattr(server.channel, kind)(f"/{method}")(
+            iter([data]) if streams else data, timeout=WAIT
+        )
+        if kind != "unary_unary":
+            list(answer)
+    wanted = "UNIMPLEMENTED" if "Nothing" in method else "INTERNAL"
+    assert caught.value.code().name == wanted
+    assert server.log == before
+
+
 # Reflection
 
 
-@pytest.fixture
-def reflect(server):
-    stub = reflection_pb2_grpc.ServerReflectionStub(server.channel)
+@pytest.fixture(params=["v1", "v1alpha"])
+def reflect(server, request):
+    """Ask in either version; their messages are the same bytes."""
+    call = server.channel.stream_stream(
+        f"/grpc.reflection.{request.param}.ServerReflection/ServerReflectionInfo",
+        request_serializer=reflection_pb2.ServerReflectionRequest.SerializeToString,
+        response_deserializer=reflection_pb2.ServerReflectionResponse.FromString,
+    )
 
     def ask(**what):
-        request = reflection_pb2.ServerReflectionRequest(**what)
-        (answer,) = stub.ServerReflectionInfo(iter([request]), timeout=WAIT)
+        message = reflection_pb2.ServerReflectionRequest(**what)
+        (answer,) = call(iter([message]), timeout=WAIT)
         return answer
 
     return ask
@@ -219,6 +255,7 @@ def reflect(server):
 
 SERVICES = [
     "grpc.health.v1.Health",
+    "grpc.reflection.v1.ServerReflection",
     "grpc.reflection.v1alpha.ServerReflection",
     "inference.GRPCInferenceService",
 ]

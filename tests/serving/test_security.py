@@ -60,6 +60,9 @@ def test_tokens_and_their_scopes(start_server, digits_path, token_file, pixels):
     assert caught.value.code() == grpc.StatusCode.UNAUTHENTICATED
     health = health_pb2_grpc.HealthStub(server.channel)
     assert health.Check(health_pb2.HealthCheckRequest()).status == 1  # probes have no token
+    names = health_pb2.HealthListRequest()
+    assert code_of(health.List, names) == grpc.StatusCode.UNAUTHENTICATED
+    assert server.model in health.List(names, metadata=bearer(INFER)).statuses
     with Client(server.address, token=INFER) as client:
         assert client.predict(pixels).shape == (16, 10)
     with Client(server.address, retries=0) as client, pytest.raises(errors.UnauthenticatedError):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import grpc
 import pytest
-from server_process import WAIT, ServerProcess, make_request
+from server_process import WAIT, ServerProcess, Stub, make_request
 from tiny_models import save_tiny
 from worker_crowd import Crowd, index, value, wait_until
 
@@ -52,6 +52,25 @@ def unload(stub, name):
 
 def open_files(pid):
     return len(list(Path(f"/proc/{pid}/fd").iterdir()))
+
+
+def test_lines_of_the_logs_name_the_worker(start_server, digits_path, tmp_path):
+    path = tmp_path / "access.log"
+    server = start_server(
+        digits_path, "--workers", 2, "--access-log", path, "--access-log-format", "json"
+    )
+    stubs = [Stub(server.connect()) for _ in range(16)]
+    for stub in stubs:
+        stub.ServerLive(protocol.ServerLiveRequest(), timeout=WAIT)
+        stub.channel.close()
+    server.signal()
+    assert server.wait() == 0
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    seen = {(line["worker"], line["pid"]) for line in lines}
+    assert {worker for worker, _ in seen} == {1, 2}
+    assert len(seen) == 2
+    for worker, pid in seen:
+        assert f" INFO worker={worker} pid={pid} convserve." in server.log
 
 
 def test_the_ready_line_is_one_and_names_the_models(crowd):

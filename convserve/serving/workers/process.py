@@ -45,7 +45,13 @@ class WorkerProcess:
         try:
             with theirs:
                 self.process = subprocess.Popen(
-                    [*command, "--worker-socket", str(theirs.fileno())],
+                    [
+                        *command,
+                        "--worker-number",
+                        str(number),
+                        "--worker-socket",
+                        str(theirs.fileno()),
+                    ],
                     stdin=subprocess.DEVNULL,
                     pass_fds=[theirs.fileno()],
                 )

@@ -107,6 +107,7 @@ class Worker:
                 reuse_port=True,
                 poll_seconds=None,
                 core=number - 1,
+                worker=number,
             ),
             self._logs,
             group=Group(self._regions, self._everywhere, self._totals),

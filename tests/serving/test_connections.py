@@ -1,0 +1,157 @@
+"""Connections: how many, how old, how many calls on one, and how much a message may unpack to."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+import grpc
+import numpy as np
+import pytest
+from server_process import WAIT, Stub, make_request
+
+from convserve.serving import server as server_module
+from convserve_client import Client, protocol
+
+
+def wait_until(condition):
+    deadline = time.monotonic() + WAIT
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def connect(address):
+    host, port = address.rsplit(":", 1)
+    connection = socket.create_connection((host, int(port)), timeout=WAIT)
+    connection.settimeout(WAIT)
+    return connection
+
+
+def is_served(connection):
+    """Whether gRPC sends its settings; it closes what is too many."""
+    try:
+        return bool(connection.recv(1))
+    except ConnectionResetError:
+        return False
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_connections_beyond_the_limit_are_closed(start_server, digits_path, workers):
+    server = start_server(digits_path, "--max-connections", 3, "--workers", workers)
+    server.channel.close()
+    with ExitStack() as stack:
+        wait_until(lambda: len(served_together(server.address, stack, 1)) == 1)
+        kept = served_together(server.address, stack, 20 * workers)
+        assert len(kept) <= 3 * workers
+        assert len(kept) >= 2  # of the first one, which may still count, and by hash
+    with server.connect() as channel:
+        stub = Stub(channel)
+        wait_until(lambda: answers(stub))
+
+
+def served_together(address, stack, count):
+    opened = [stack.enter_context(connect(address)) for _ in range(count)]
+    return [connection for connection in opened if is_served(connection)]
+
+
+def answers(stub):
+    try:
+        return stub.ServerLive(protocol.ServerLiveRequest(), timeout=WAIT).live
+    except grpc.RpcError as error:
+        assert error.code() == grpc.StatusCode.UNAVAILABLE
+        return False
+
+
+def test_files_are_left_for_other_things(monkeypatch):
+    limits = lambda _: (1024, 4096)  # noqa: E731
+    monkeypatch.setattr(server_module.resource, "getrlimit", limits)
+    assert server_module._connections(10_000) == 768
+    assert server_module._connections(100) == 100
+
+
+def test_silent_connections_to_the_pages_take_few_threads(start_server, digits_path):
+    server = start_server(digits_path)
+    tasks = Path(f"/proc/{server.process.pid}/task")
+    before = len(list(tasks.iterdir()))
+    with ExitStack() as stack:
+        silent = [stack.enter_context(connect(server.metrics_address)) for _ in range(200)]
+        assert server.page("/healthz") == "ok\n"
+        assert silent[0].recv(1) == b""  # it made room
+        wait_until(lambda: len(list(tasks.iterdir())) <= before + 70)
+        assert server.page("/readyz") == "ready\n"
+
+
+def test_an_old_connection_is_replaced_and_no_request_fails(start_server, digits_path, pixels):
+    """Calls one after the other and many at a time, without retries, on connections of 0.3 s."""
+    server = start_server(
+        digits_path, "--max-connection-age", 0.3, "--max-connection-age-grace", 10,
+        "--access-log", "-",
+    )  # fmt: skip
+    peers, expected = set(), None
+    reader = threading.Thread(
+        target=lambda: peers.update(
+            word for line in server.process.stdout for word in line.split() if "peer=" in word
+        )
+    )
+    reader.start()
+    with Client(server.address, retries=0) as client:
+        end = time.monotonic() + 3
+        while time.monotonic() < end:
+            rows = client.predict(pixels[:2])
+            expected = rows if expected is None else expected
+            np.testing.assert_array_equal(rows, expected)
+        batches = client.predict_many((pixels[:2] for _ in range(1500)), in_flight=8)
+        for rows in batches:
+            np.testing.assert_array_equal(rows, expected)
+    server.signal()
+    assert server.wait() == 0
+    reader.join(WAIT)
+    assert len(peers) >= 5
+
+
+def test_calls_on_one_connection_may_be_bounded(start_server, digits_path):
+    """A stream that stays open takes the only place; the next call waits at the client."""
+    server = start_server(digits_path, "--max-concurrent-streams", 1)
+    done = threading.Event()
+
+    def silence():
+        done.wait(WAIT)
+        yield from ()
+
+    live = protocol.ServerLiveRequest()
+    assert server.stub.ServerLive(live, timeout=WAIT).live  # the settings have come
+    stream = server.stub.ModelStreamInfer(silence())
+    with pytest.raises(grpc.RpcError) as caught:
+        server.stub.ServerLive(live, timeout=0.5)
+    assert caught.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+    with server.connect() as channel:
+        assert Stub(channel).ServerLive(live, timeout=WAIT).live
+    done.set()
+    assert list(stream) == []
+    assert server.stub.ServerLive(live, timeout=WAIT).live
+
+
+@pytest.mark.parametrize("kind", [grpc.Compression.Gzip, grpc.Compression.Deflate])
+def test_a_message_that_unpacks_to_more_than_the_limit(start_server, digits_path, kind):
+    server = start_server(digits_path, "--max-message-mb", 1)
+    few = make_request(np.zeros((64, 1, 28, 28), np.float32), model="model")
+    assert server.stub.ModelInfer(few, timeout=WAIT, compression=kind).outputs
+    many = make_request(np.zeros((2000, 1, 28, 28), np.float32), model="model")
+    with pytest.raises(grpc.RpcError) as caught:
+        server.stub.ModelInfer(many, timeout=WAIT, compression=kind)
+    assert caught.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert server.stub.ModelInfer(few, timeout=WAIT).outputs
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="there is only one core")
+@pytest.mark.parametrize("option", ["--one-core", "--no-one-core"])
+def test_threads_are_kept_on_one_core_or_not(start_server, digits_path, option):
+    server = start_server(digits_path, option)
+    tasks = [int(task.name) for task in Path(f"/proc/{server.process.pid}/task").iterdir()]
+    single = [task for task in tasks if len(os.sched_getaffinity(task)) == 1]
+    assert bool(single) == (option == "--one-core")
