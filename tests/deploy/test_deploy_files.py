@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from convserve.cli import serve
+from convserve.cli import bench, classify, serve
 from convserve.engine.repository import ModelRepository
 from convserve.serving import metrics
 
@@ -23,6 +23,17 @@ def test_options_exist(name: str) -> None:
     commands = re.findall(r"convserve serve .*|\"serve\", .*|args:\n(?:\s+- .*\n)+", text)
     used = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", "\n".join(commands)))
     assert used and used <= known
+
+
+@pytest.mark.parametrize("name", ["security.md", "threat-model.md"])
+def test_the_security_docs_name_options_that_exist(name: str) -> None:
+    commands = (serve.command, classify.command, bench.command)
+    known = {o for command in commands for parameter in command.params for o in parameter.opts}
+    text = (DEPLOY.parent / "docs" / name).read_text("utf-8")
+    used = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text))
+    assert used <= known
+    links = re.findall(r"\]\(([\w-]+\.md)", text)
+    assert links and all((DEPLOY.parent / "docs" / link).is_file() for link in links)
 
 
 def test_the_dashboard_shows_metrics_that_there_are(tmp_path: Path) -> None:
