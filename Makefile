@@ -69,10 +69,11 @@ lint: $(VENV)/.installed-dev  ## format check, linters, types
 	@ln -sfn $(CURDIR)/convserve/* $(CURDIR)/kernels build/typing/convserve
 	cd build/typing && $(abspath $(BIN))/mypy --config-file ../../pyproject.toml
 
-check-deploy: $(VENV)/.installed-deploy  ## linters over Dockerfile, unit and manifests
+check-deploy: $(VENV)/.installed-deploy $(VENV)/.installed-test  ## linters over Dockerfile, unit, manifests, alerts, dashboard
 	$(BIN)/hadolint deploy/Dockerfile
 	$(BIN)/kubernetes-validate --strict deploy/kubernetes/[!k]*.yaml
 	@# it checks the rest of the unit although the program is not there
+	$(BIN)/python -m pytest tests/deploy
 	! systemd-analyze verify deploy/convserve.service 2>&1 | grep -v 'is not executable'
 
 check-native: $(BIN)/python  ## the C kernels, the executor and a training step, without Python

@@ -86,10 +86,21 @@ def test_the_page_is_well_formed(server):
 )
 def test_what_is_watched_is_on_the_page(server, name):
     text = (Path(__file__).parents[2] / name).read_text("utf-8")
+    text = re.sub(r"### Metrics of Triton that there are not\n.*?\n## ", "", text, flags=re.S)
     watched = set(re.findall(r"\b(?:nv|convserve)_\w+", text)) - {"convserve_client"}
     watched -= {"convserve_workers", "convserve_worker_restarts_total"}  # see test_workers.py
     there = set(re.findall(r"^(?:# TYPE )?([a-z]\w+)", server.page(), re.M))
     assert watched and watched <= there, watched - there
+
+
+def test_metrics_of_triton_that_are_said_to_lack(server):
+    text = (Path(__file__).parents[2] / "docs/operations.md").read_text("utf-8")
+    section = text.split("### Metrics of Triton that there are not\n")[1].split("\n## ")[0]
+    lacking = re.findall(r"`(nv_[\w*]+)`", section)
+    assert len(lacking) >= 8
+    for name in lacking:
+        pattern = name.replace("*", r"\w+")
+        assert not re.search(rf"^{pattern}\b", server.page(), re.M), name
 
 
 def test_probes(server):
