@@ -22,13 +22,18 @@ CLASSES = (
     "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
 )  # fmt: skip
 TRAIN_BATCHES = tuple(f"data_batch_{i}" for i in range(1, 6))
+ORIGINAL = 10_000  # images in each of the original batches
 SHAPE = (3, 32, 32)
 PIXELS = 3 * 32 * 32
 RECORD = 1 + PIXELS  # binary batches: the label's byte, then the image
 
 
 def load_cifar10(folder: Path, name: str, *, validation: float | None, seed: int) -> Dataset:
-    """A folder with data_batch_1 … data_batch_5 and test_batch, all with or all without `.bin`."""
+    """A folder with data_batch_1 … data_batch_5 and test_batch, all with or all without `.bin`.
+
+    The five may be shorter than the original ones, of 10,000 images, but all of one length: a
+    binary batch does not say how many images it has, and may have been cut off between two.
+    """
     binary = (folder / "data_batch_1.bin").is_file()
     suffix, read = (".bin", _read_binary) if binary else ("", _read_pickle)
     paths = [folder / f"{batch}{suffix}" for batch in (*TRAIN_BATCHES, "test_batch")]
@@ -36,10 +41,24 @@ def load_cifar10(folder: Path, name: str, *, validation: float | None, seed: int
     if missing:
         raise DatasetError(f"{folder}: missing {', '.join(missing)} of CIFAR-10's six batches")
     batches = [read(path) for path in paths]
+    _check_counts(folder, {path.name: len(y) for path, (_, y) in zip(paths, batches, strict=True)})
     x = np.concatenate([images for images, _ in batches[:-1]])
     y = np.concatenate([labels for _, labels in batches[:-1]])
     test = Split(*batches[-1])
     return build(name, Split(x, y), test, CLASSES, validation=validation, seed=seed)
+
+
+def _check_counts(folder: Path, counts: dict[str, int]) -> None:
+    *training, (test, tested) = counts.items()
+    longest = max(count for _, count in training)
+    short = [f"{name} has {count}" for name, count in training if count < longest]
+    if longest == ORIGINAL and tested < ORIGINAL:
+        short.append(f"{test} has {tested}")
+    if short:
+        raise DatasetError(
+            f"{folder}: batches of other lengths than the others', of {longest} images: "
+            f"{', '.join(short)}; were they cut off?"
+        )
 
 
 def _read_binary(path: Path) -> tuple[Pixels, Labels]:

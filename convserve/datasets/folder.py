@@ -3,8 +3,9 @@
     DIR/train/<class>/*  and  DIR/test/<class>/*        the source has its own test set
     DIR/<class>/*                                       all images are training images
 
-Classes are the folders' names, sorted. Images are decoded once, into an array or a memory-mapped
-file of the cache; whatever can't be read is found, and listed, before training begins.
+Classes are the folders' names, sorted; what lies in folders below a class belongs to it. Images are
+decoded once, into an array or a memory-mapped file of the cache; whatever can't be read is found,
+and listed, before training begins.
 """
 
 from __future__ import annotations
@@ -72,7 +73,10 @@ def load_folder(
         raise DatasetError(f"{folder}: no such folder")
     two_levels = (folder / "train").is_dir()
     if two_levels and not (folder / "test").is_dir():
-        raise DatasetError(f"{folder}: there is a folder train, but no folder test beside it")
+        raise DatasetError(
+            f"{folder}: there is a folder train, but no folder test beside it; folder:"
+            f"{folder / 'train'} takes the first alone, of which validation can hold images out"
+        )
     parts = [_scan(folder / p) for p in ("train", "test")] if two_levels else [_scan(folder)]
     labels = parts[0].labels
     if two_levels and parts[1].labels != labels:
@@ -85,6 +89,7 @@ def load_folder(
     recipe = recipe or {}
     one_size = image_size is None and recipe.get("resize") is None
     height, width = image_size or _first_size(paths, exif=recipe.get("exif", True))
+    _check_crop(recipe.get("resize"), height, width, of_first=image_size is None)
     wanted = Preprocessing(height, width, "rgb", (0.0,) * 3, (1.0,) * 3, **recipe)
     if cache is None:
         cache = _bytes(paths, wanted) > CACHE_FROM
@@ -128,7 +133,7 @@ def _scan(folder: Path) -> _Files:
         y: list[int] = []
         ignored = 0
         for label, name in enumerate(classes):
-            visible = [e.path for e in os.scandir(folder / name) if not e.name.startswith(".")]
+            visible = _files_below(os.fspath(folder / name))
             images = sorted(path for path in visible if path.lower().endswith(SUFFIXES))
             if not images:
                 raise DatasetError(f"{folder / name}: there are no images of this class")
@@ -138,6 +143,36 @@ def _scan(folder: Path) -> _Files:
     except OSError as error:
         raise DatasetError(f"{folder}: can't be listed: {error}") from error
     return _Files(paths, np.array(y, np.int64), tuple(map(as_text, classes)), ignored)
+
+
+def _files_below(folder: str) -> list[str]:
+    """All files in it and in folders below it, but hidden ones; links are followed, once."""
+    found: list[str] = []
+    seen: set[tuple[int, int]] = set()
+    waiting = [folder]
+    while waiting:
+        folder = waiting.pop()
+        status = os.stat(folder)  # noqa: PTH116  (strings, as the paths of a million images)
+        if (status.st_dev, status.st_ino) in seen:
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        for entry in os.scandir(folder):
+            if not entry.name.startswith("."):
+                (waiting if entry.is_dir() else found).append(entry.path)
+    return found
+
+
+def _check_crop(resize: Any, height: int, width: int, of_first: bool) -> None:
+    """DatasetError if a shorter side of `resize` may leave less than what is cropped from it."""
+    largest = max(height, width)
+    if not isinstance(resize, int) or resize >= largest:
+        return
+    which = "the first one's size, as no image size is given" if of_first else "the image size"
+    raise DatasetError(
+        f"images whose shorter side is resized to {resize} (--resize-shorter) can't be cropped to "
+        f"{height}×{width} pixels, {which}: choose --image-size {resize} or smaller, or resize to "
+        f"{largest} or more"
+    )
 
 
 def _first_size(paths: Sequence[str], exif: bool) -> tuple[int, int]:

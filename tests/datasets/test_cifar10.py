@@ -66,6 +66,21 @@ def test_a_cut_binary_batch(tmp_path, content):
         datasets.load(f"cifar10:{tmp_path}")
 
 
+def test_a_binary_batch_that_is_cut_between_two_images(tmp_path, monkeypatch):
+    write(tmp_path, binary, ".bin")
+    path = tmp_path / "data_batch_2.bin"
+    whole = path.read_bytes()
+    path.write_bytes(whole[: 3073 * 7])
+    with pytest.raises(DatasetError, match=r"of 20 images: data_batch_2.bin has 7; were they cut"):
+        datasets.load(f"cifar10:{tmp_path}")
+    path.write_bytes(whole)
+    (tmp_path / "test_batch.bin").write_bytes(whole[: 3073 * 9])
+    assert len(datasets.load(f"cifar10:{tmp_path}").test) == 9  # a small set of one's own
+    monkeypatch.setattr("convserve.datasets.cifar10.ORIGINAL", 20)
+    with pytest.raises(DatasetError, match=r"of 20 images: test_batch.bin has 9"):
+        datasets.load(f"cifar10:{tmp_path}")
+
+
 def test_a_label_beyond_the_classes(tmp_path):
     write(tmp_path, binary, ".bin")
     (tmp_path / "test_batch.bin").write_bytes(binary(X[0], Y[0] + 1))

@@ -110,6 +110,56 @@ def test_other_and_hidden_files_are_left_out_and_counted(tmp_path):
     assert data.notes[1].endswith("suffix: 1")
 
 
+def test_folders_below_a_class_belong_to_it(tmp_path):
+    """Files of one name in several folders are several images, in a fixed order."""
+    greys = {}
+    for grey, place in enumerate(
+        ("a/1.png", "a/x/1.png", "a/x/2.png", "a/x/y/1.png", "a/z/1.png", "b/1.png", "b/x/1.png")
+    ):
+        path = tmp_path / "data" / place
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (4, 4), 30 * grey).save(path)
+        greys[str(path)] = 30 * grey
+    (tmp_path / "data" / "a" / "x" / "notes.txt").write_text("one of them is a gull")
+    (tmp_path / "data" / "a" / ".hidden").mkdir()
+    Image.new("L", (4, 4)).save(tmp_path / "data" / "a" / ".hidden" / "1.png")
+    (tmp_path / "data" / "b" / "round").symlink_to(tmp_path / "data" / "b")
+    for cache in (False, tmp_path / "cache", tmp_path / "cache"):
+        data = datasets.load(f"folder:{tmp_path / 'data'}", cache=cache)
+        assert list(data.train.origin) == sorted(greys)
+        assert [int(x[0, 0, 0]) for x in data.train.x] == [greys[p] for p in sorted(greys)]
+        assert data.train.y.tolist() == [0] * 5 + [1] * 2
+        assert data.notes[-1].endswith("suffix: 1")
+
+
+@pytest.mark.parametrize("size", [None, (30, 49)])
+def test_a_crop_that_may_not_fit_names_the_cure(tmp_path, size):
+    write_tree(tmp_path, shape=(30, 49))
+    Image.new("L", (60, 60)).save(tmp_path / "train" / "cat" / "square.png")
+    told = {"recipe": {"resize": 32}}
+    which = "the first one's size, as no image size is given" if size is None else "the image size"
+    with pytest.raises(
+        DatasetError,
+        match=rf"resized to 32 \(--resize-shorter\) can't be cropped to 30×49 pixels, {which}: "
+        "choose --image-size 32 or smaller, or resize to 49 or more",
+    ):
+        datasets.load(f"folder:{tmp_path}", image_size=size, **told)
+    assert datasets.load(f"folder:{tmp_path}", image_size=(32, 32), **told).input_shape[1:] == (
+        32,
+        32,
+    )
+    with pytest.raises(DatasetError, match=r"another size.*--image-size"):
+        datasets.load(f"folder:{tmp_path}")
+
+
+def test_a_class_of_one_image_is_named(tmp_path):
+    write_tree(tmp_path, parts=(".",))
+    for path in sorted((tmp_path / "cat").iterdir())[1:]:
+        path.unlink()
+    with pytest.raises(DatasetError, match="class cat has 1 image: validation needs at least 2"):
+        datasets.load(f"folder:{tmp_path}", validation=0.2)
+
+
 def test_unreadable_files_are_listed_and_stop_everything(tmp_path):
     write_tree(tmp_path)
     (tmp_path / "train" / "bird" / "000.png").write_bytes(b"")
@@ -138,8 +188,9 @@ def test_faulty_trees(tmp_path):
     with pytest.raises(DatasetError, match="two or more classes, it has 0: none"):
         datasets.load(f"folder:{tmp_path}")
     write_tree(tmp_path, parts=("train",))
-    with pytest.raises(DatasetError, match="no folder test beside it"):
+    with pytest.raises(DatasetError, match=r"no folder test beside it; folder:.*/train takes"):
         datasets.load(f"folder:{tmp_path}")
+    assert len(datasets.load(f"folder:{tmp_path / 'train'}", validation=0.5).validation) == 6
     write_tree(tmp_path / "test", parts=(".",))
     (tmp_path / "test" / "cat").rename(tmp_path / "test" / "dog")
     with pytest.raises(DatasetError, match="only one of them has cat, dog"):
