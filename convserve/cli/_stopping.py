@@ -1,15 +1,25 @@
-"""SIGINT and SIGTERM as a wish that is granted after the step under way; the second one at once."""
+"""SIGINT and SIGTERM as a wish that is granted after the step under way; the second one at once.
+
+What has no steps, as reading the data, ends at the first one.
+"""
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from types import FrameType, TracebackType
 from typing import Any
+
+from convserve.errors import TrainingStoppedError
 
 __all__ = ["StopSignals"]
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SAID = b"convserve: stopping after the step under way; a second signal ends it at once\n"
 
 
 class StopSignals:
@@ -20,6 +30,7 @@ class StopSignals:
 
     def __init__(self) -> None:
         self.number: int | None = None
+        self._what = ""  # is under way and ends at once
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> StopSignals:
@@ -39,6 +50,15 @@ class StopSignals:
         """Whether one has come."""
         return self.number is not None
 
+    @contextmanager
+    def at_once(self, what: str) -> Iterator[None]:
+        """While this block runs the first signal ends it: TrainingStoppedError, naming `what`."""
+        self._what = what
+        try:
+            yield
+        finally:
+            self._what = ""
+
     @property
     def status(self) -> int:
         """The exit status by which shells know what ended a process."""
@@ -47,6 +67,11 @@ class StopSignals:
     def _on(self, number: int, frame: FrameType | None) -> None:
         self.number = number
         self._restore()
+        if self._what:
+            raise TrainingStoppedError(f"stopped while {self._what}")
+        # Not through Python's buffers: the signal may have come within a write to them.
+        with suppress(OSError, ValueError):
+            os.write(sys.stderr.fileno(), b"\n" * sys.stderr.isatty() + SAID)
 
     def _restore(self) -> None:
         for number, handler in self._before.items():

@@ -6,6 +6,7 @@ import re
 import sys
 import time
 from collections.abc import Callable
+from math import log
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -88,8 +89,10 @@ class TrainingProgress(Progress):
         self,
         on_checkpoint: Callable[[], None] = lambda: None,
         on_model: Callable[[], None] = lambda: None,
+        classes: int | None = None,
     ) -> None:
         self._on_checkpoint, self._on_model = on_checkpoint, on_model
+        self._classes = classes
         self.epochs_done = 0
         self._epochs = self._images = 0
         self._done = self._resumed = 0
@@ -163,6 +166,17 @@ class TrainingProgress(Progress):
         else:
             click.echo(line)
             sys.stdout.flush()
+        if self._classes and (record.epoch == 2 or record.epoch == self._epochs == 1):
+            self._hint(record, self._classes)
+
+    def _hint(self, record: EpochRecord, classes: int) -> None:
+        """Say so where a network does no better than one that gives all classes the same share."""
+        if record.loss > 0.99 * log(classes) and record.train_accuracy < 1.25 / classes:
+            click.echo(
+                f"nothing is learnt so far: loss {record.loss:.4f} is no better than guessing "
+                f"among {classes} classes. Another --lr, --clip 1 or a longer --warmup may help",
+                err=True,
+            )
 
     def _left(self) -> float:
         """Seconds, by the speed so far."""

@@ -16,6 +16,7 @@ from convserve.graph import architectures
 from convserve.preprocessing import INTERPOLATIONS, MAX_SIDE
 from convserve.training import Group, TrainConfig
 from convserve.training.config import INITIALISATIONS, OPTIMISERS, SCHEDULES, STEPS
+from convserve.training.recipes import RELIABLE
 
 __all__ = ["data_options", "setting_options"]
 
@@ -163,7 +164,13 @@ setting_options = _stack(
         flags=["--decoupled-decay/--coupled-decay"],
         show=False,
     ),
-    _setting("clip", "The largest norm of the gradient; above, it is scaled down.", type=POSITIVE),
+    _setting(
+        "clip",
+        "The largest norm of the gradient; above, it is scaled down.  [default: "
+        + ", ".join(f"{told['clip']:g} for {arch} with sgd" for arch, told in RELIABLE.items())
+        + ", else none]",
+        type=POSITIVE,
+    ),
     _setting(
         "groups",
         "Settings of some parameters: 'bn*.bias:lr=64,weight_decay=0,until=3,rule=sgd'; lr is a "

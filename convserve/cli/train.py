@@ -35,6 +35,7 @@ from convserve.graph import architectures
 from convserve.model_file import ModelFile
 from convserve.training import TrainConfig, TrainResult, train
 from convserve.training.every import Every
+from convserve.training.recipes import RELIABLE
 from convserve.training.start import from_model
 
 __all__ = ["command"]
@@ -116,6 +117,8 @@ def command(ctx: click.Context, /, **options: Any) -> int | None:
     """
     Every(options["checkpoint_every"])  # a wrong one is an error before the data are read
     _check_init(ctx, options)
+    if options["init"] is None and options["optimiser"] == "sgd" and options["clip"] is None:
+        options["clip"] = RELIABLE.get(options["arch"], {}).get("clip")
     jobs = _jobs(options)
     for job in jobs:
         check_files(job.out, job.checkpoint, job.report.folder if job.report else None, options)
@@ -192,7 +195,8 @@ def _train_all(ctx: click.Context, jobs: list[_Job], stop: StopSignals) -> list[
                 continue
         init = None if job.options["init"] is None else model_file.load(job.options["init"])
         if data is None or job.options["validation"] is not None:  # what is held out is the seed's
-            data = _load(job, init)
+            with stop.at_once("the data were read"):
+                data = _load(job, init)
         result = _train(ctx, job, data, init, stop)
         results.append({"test": result.test_accuracy, "validation": result.validation_accuracy})
     return results
@@ -242,13 +246,22 @@ def _train(
     keeps = not options["resume"] and tell_of_checkpoint(job.checkpoint)
     report = None if job.report is None else job.report.folder
     config = job.config
-    said = effective(ctx, out=job.out, seed=config.seed, seeds=1, lr=config.lr, report=report)
+    said = effective(
+        ctx,
+        out=job.out,
+        seed=config.seed,
+        seeds=1,
+        lr=config.lr,
+        clip=config.clip,
+        report=report,
+    )
     if init is not None:
         for name in OF_A_FRESH_NETWORK:
             said.pop(name, None)
     files = RunFiles(job.out, job.checkpoint, keeps, to_toml(said, _command_line(ctx)))
     try:
-        with TrainingProgress(files.checkpoint_written, files.model_written) as progress:
+        classes = len(data.labels)
+        with TrainingProgress(files.checkpoint_written, files.model_written, classes) as progress:
             result = train(
                 graph,
                 data,
@@ -296,7 +309,8 @@ def _draw(report: Report, job: _Job, data: Dataset, result: TrainResult) -> None
 def _report(job: _Job, result: TrainResult) -> None:
     chosen, patience = "last" if result.validation_accuracy is None else "best", job.config.patience
     if len(result.history) < job.config.epochs:
-        click.echo(f"stopped early: {patience} epochs brought no better validation accuracy")
+        waited = f"{patience} epoch{'s' * (patience != 1)}"
+        click.echo(f"stopped early: {waited} brought no better validation accuracy")
     click.echo(
         printable(f"wrote {job.out}, epoch {result.epoch} (the {chosen}), {result.seconds:.1f} s")
     )
@@ -318,6 +332,11 @@ def _report(job: _Job, result: TrainResult) -> None:
 
 def _summarise(results: list[dict[str, Any]]) -> None:
     """Mean and standard deviation (of a sample) over the seeds, the test images last."""
+    if all(value is None for result in results for value in result.values()):
+        click.echo(
+            "no accuracy to compare the seeds by: the data have no test images, and none were held "
+            "out with --validation"
+        )
     for part, name in (("validation", "validation accuracy"), ("test", "accuracy")):
         reached = [100 * result[part] for result in results if result[part] is not None]
         if len(reached) == len(results):

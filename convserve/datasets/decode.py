@@ -15,7 +15,7 @@ import json
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import IO, NamedTuple
@@ -77,7 +77,8 @@ def decode(
     """Fill pixels, uint8 [len(paths), 3, height, width], with the files in their order.
 
     one_size: list the images that do not have that size already as odd. A memory-mapped `pixels` is
-    filled by worker processes if there are many files. Raises DatasetError if a worker dies.
+    filled by worker processes if there are many files. Raises DatasetError if a worker dies. An
+    exception meanwhile, as of Ctrl-C, ends threads and workers after the image under way.
     """
     tasks = [
         _Task(start, paths[start : start + FILES_PER_TASK])
@@ -87,10 +88,7 @@ def decode(
     if isinstance(pixels, np.memmap) and len(paths) >= WORKERS_FROM:
         outcomes = _by_workers(tasks, wanted, pixels, one_size, cores)
     else:
-        with ThreadPoolExecutor(cores, thread_name_prefix="decode") as pool:
-            outcomes = list(
-                pool.map(lambda task: decode_task(task, wanted, pixels, one_size), tasks)
-            )
+        outcomes = _by_threads(tasks, wanted, pixels, one_size, cores)
     faults = {row: fault for outcome in outcomes for row, fault in outcome.faults.items()}
     odd = sorted(told for outcome in outcomes for told in outcome.odd)
     return Outcome(dict(sorted(faults.items())), all(outcome.grey for outcome in outcomes), odd)
@@ -101,11 +99,17 @@ def decode_task(
     wanted: Preprocessing,
     pixels: NDArray[np.uint8],
     one_size: bool,
+    ended: Callable[[], bool] = lambda: False,
 ) -> Outcome:
-    """Decode (first row, paths) into its rows; those that can't be read are left as they are."""
+    """Decode (first row, paths) into its rows; those that can't be read are left as they are.
+
+    ended: asked before each image; once it is true the rest are left out.
+    """
     start, paths = task
     faults, grey, odd = {}, True, []
     for row, path in enumerate(paths, start):
+        if ended():
+            break
         try:
             if one_size:
                 height, width = image_size(path, exif=wanted.exif)
@@ -119,6 +123,26 @@ def decode_task(
         pixels[row] = image
         grey = grey and bool((image == image[:1]).all())
     return Outcome(faults, grey, odd)
+
+
+def _by_threads(
+    tasks: Sequence[_Task],
+    wanted: Preprocessing,
+    pixels: NDArray[np.uint8],
+    one_size: bool,
+    count: int,
+) -> list[Outcome]:
+    ended = threading.Event()
+    with ThreadPoolExecutor(count, thread_name_prefix="decode") as pool:
+        parts = [
+            pool.submit(decode_task, task, wanted, pixels, one_size, ended.is_set) for task in tasks
+        ]
+        try:
+            return [part.result() for part in parts]
+        except BaseException:
+            ended.set()
+            pool.shutdown(wait=False, cancel_futures=True)  # the block's end waits for the rest
+            raise
 
 
 def _by_workers(
@@ -135,26 +159,55 @@ def _by_workers(
         "preprocessing": wanted.to_dict(),
         "one_size": one_size,
     }
-    queue, lock = iter(tasks), threading.Lock()
+    crew = _Crew(tasks)
     with ThreadPoolExecutor(count, thread_name_prefix="decode") as pool:
-        parts = [pool.submit(_drive, json.dumps(told), queue, lock) for _ in range(count)]
-    return [outcome for part in parts for outcome in part.result()]
+        parts = [pool.submit(_drive, json.dumps(told), crew) for _ in range(count)]
+        try:
+            return [outcome for part in parts for outcome in part.result()]
+        except BaseException:
+            crew.end()
+            raise
 
 
-def _drive(told: str, queue: Iterator[_Task], lock: threading.Lock) -> list[Outcome]:
+class _Crew:
+    """The tasks that are left, and the processes that do them."""
+
+    def __init__(self, tasks: Sequence[_Task]) -> None:
+        self._tasks, self._workers = iter(tasks), list[subprocess.Popen[str]]()
+        self._lock, self._ended = threading.Lock(), False
+
+    def take(self) -> _Task | None:
+        """The next task; None if there are none left, or the work is over."""
+        with self._lock:
+            return None if self._ended else next(self._tasks, None)
+
+    def join(self, worker: subprocess.Popen[str]) -> None:
+        with self._lock:
+            self._workers.append(worker)
+            if self._ended:
+                worker.kill()
+
+    def end(self) -> None:
+        """What is under way is given up."""
+        with self._lock:
+            self._ended = True
+            for worker in self._workers:
+                worker.kill()
+
+
+def _drive(told: str, crew: _Crew) -> list[Outcome]:
     """Hand tasks to a worker of one's own until there are none left."""
-
-    def take() -> _Task | None:
-        with lock:
-            return next(queue, None)
-
     outcomes: list[Outcome] = []
-    task = take()
+    task = crew.take()
     if task is None:
         return outcomes
     command = [sys.executable, "-m", "convserve.datasets.decode_worker"]
     pipe = subprocess.PIPE
-    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as worker:
+    # A session of its own: Ctrl-C is for this process, which ends its workers.
+    with subprocess.Popen(
+        command, stdin=pipe, stdout=pipe, text=True, start_new_session=True
+    ) as worker:
+        crew.join(worker)
         assert worker.stdin is not None and worker.stdout is not None
         try:
             reply = _ask(worker.stdin, worker.stdout, told, json.dumps(task))
@@ -162,7 +215,7 @@ def _drive(told: str, queue: Iterator[_Task], lock: threading.Lock) -> list[Outc
                 faults, grey, odd = json.loads(reply)
                 faults = {int(row): fault for row, fault in faults.items()}
                 outcomes.append(Outcome(faults, grey, odd))
-                task = take()
+                task = crew.take()
                 if task is None:
                     return outcomes
                 reply = _ask(worker.stdin, worker.stdout, json.dumps(task))

@@ -7,7 +7,6 @@ Standard output: a line for each task, [{row: fault}, grey, odd]. It ends with i
 from __future__ import annotations
 
 import json
-import signal
 import sys
 
 import numpy as np
@@ -17,7 +16,6 @@ from convserve.preprocessing import Preprocessing
 
 
 def main() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started this
     told = json.loads(sys.stdin.readline())
     shape, offset = tuple(told["shape"]), told["offset"]
     pixels = np.memmap(told["file"], np.uint8, "r+", offset, shape)

@@ -101,7 +101,8 @@ def settings_for(
 
     weight_decay: of weights (more than one axis), unless a group says otherwise. schedule: epochs
     to a schedule of that length. matrices: the names that muon takes unless a group says otherwise.
-    Raises UnknownNameError for a group that no parameter belongs to.
+    Raises UnknownNameError for a group that no parameter belongs to, TrainingError if nothing
+    learns.
     """
     group_of: dict[str, Group] = {}
     for group in groups:
@@ -123,4 +124,9 @@ def settings_for(
         own = None if group.until is None or schedule is None else schedule(group.until)
         rule = group.rule or ("muon" if name in by_muon else "sgd")
         settings[name] = Setting(group.lr, decay, own, rule)
+    if params and not settings:
+        raise TrainingError(
+            "nothing is left to learn: freeze, or groups of lr 0, name all "
+            f"{len(params)} parameters"
+        )
     return settings

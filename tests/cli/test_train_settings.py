@@ -184,6 +184,11 @@ def test_a_file_takes_an_options_long_names_too(data, tmp_path, capsys):
         (("--arch-option", "hidden"), "is not NAME=VALUE"),
         (("--arch-option", "width=3"), "mlp has no option 'width'"),
         (("--patience", 2), "patience needs validation images"),
+        (
+            ("--freeze", "*"),
+            "nothing is left to learn: freeze, or groups of lr 0, name all 4 param",
+        ),
+        (("--group", "affine*:lr=0"), "nothing is left to learn"),
         (("--init", "absent.npz"), "absent.npz"),
         (("--arch", "mlp", "--whiten"), "whiten needs a network that begins with a convolution"),
     ],
@@ -346,6 +351,40 @@ def test_an_early_stop_is_told(data, tmp_path, capsys):
     assert "stopped early: 2 epochs brought no better validation accuracy" in text
     assert "epoch  3/30" in text
     assert "epoch  4/30" not in text
+
+
+def test_seeds_without_an_accuracy_say_so(data, tmp_path, capsys):
+    args = ("--data", data, *SMALL, "--out", tmp_path / "m.npz", "--seeds", 2)
+    assert convserve("train", *args) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith("no accuracy to compare the seeds by: the data have no test images")
+
+
+def test_a_network_that_learns_nothing_is_pointed_out(data, tmp_path, capsys):
+    args = ("--data", data, *SMALL, "--out", tmp_path / "m.npz", "--seed", 1)
+    assert convserve("train", *args, "--lr", 1e-9, "--epochs", 4) == 0
+    once = capsys.readouterr().err
+    # It begins with a loss above that of guessing, and stays there.
+    assert once.count("nothing is learnt so far: loss ") == 1
+    assert "is no better than guessing among 3 classes. Another --lr, --clip 1" in once
+    assert convserve("train", *args, "--epochs", 4) == 0
+    assert "nothing is learnt" not in capsys.readouterr().err
+
+
+def test_the_deepest_architecture_learns_with_the_defaults(tmp_path, capsys):
+    """With this seed it does not unless its gradients are clipped: 28 %, and 10 % for good."""
+    out = tmp_path / "m.npz"
+    args = ("--arch", "deep_convnet", "--seed", 0, "--epochs", 1, "--out", out)
+    assert convserve("train", *args) == 0
+    assert model_file.load(out).provenance["test_accuracy"] > 0.6
+    assert "clip = 1.0" in (tmp_path / "m.run.toml").read_text()
+    capsys.readouterr()
+
+
+def test_an_early_stop_after_one_epoch(data, tmp_path, capsys):
+    args = ("--data", data, *SMALL[:4], "--epochs", 9, "--validation", 0.2, "--lr", 1e-12)
+    assert convserve("train", *args, "--patience", 1, "--out", tmp_path / "m.npz") == 0
+    assert "stopped early: 1 epoch brought no better" in capsys.readouterr().out
 
 
 def test_the_last_epoch_is_told_beside_the_best(tmp_path, capsys):
