@@ -40,6 +40,7 @@ class Request:
         "expiry",
         "key",
         "outputs",
+        "passed_over",
         "priority",
         "ran",
         "size",
@@ -63,6 +64,7 @@ class Request:
         self.priority = priority
         self.timeout = timeout
         self.expiry: float | None = None  # when its time in the queue is over; the queue sets it
+        self.passed_over = False  # whether a batch went without it in which there was room
         dtypes = x.dtype if isinstance(x, np.ndarray) else tuple(v.dtype for v in x.values())
         self.key = (dtypes, self.outputs)
         self.arrival = time.monotonic_ns()
@@ -78,6 +80,10 @@ class Request:
     def done(self) -> bool:
         """Whether it has ended."""
         return self._result is not None or self._error is not None
+
+    def ends_by(self, moment: float) -> bool:
+        """Whether its deadline or its time in the queue is over by then."""
+        return any(end is not None and end <= moment for end in (self.deadline, self.expiry))
 
     def cancel(self) -> None:
         """Give up: not computed if it still waits, and the answer is thrown away if it runs."""

@@ -190,6 +190,7 @@ class BatchScheduler:
                     if not granted:
                         batch, granted = self._wait_for_turn()
                     if batch:
+                        batch = self._economical(batch)
                         self._queues.remove(batch)
                         self._free -= 1
                         return batch, granted
@@ -209,17 +210,23 @@ class BatchScheduler:
             return [], 0.0
         batch, full = select(self._queues, self.config.max_batch_size, self._preferred)
         if full or not self._delay:
-            return self._economical(batch), 0.0
-        return self._economical(batch), min(
-            request.arrival for request in batch
-        ) * 1e-9 + self._delay - now
+            return batch, 0.0
+        return batch, min(request.arrival for request in batch) * 1e-9 + self._delay - now
 
     def _economical(self, batch: list[Request]) -> list[Request]:
+        """The batch without what makes it dearer and can wait for the next one, but only once."""
         estimate, threads = self._estimate, self._threads
         size = sum(request.size for request in batch)
         if estimate is None or self._preferred or not size % threads or size > MANY * threads:
             return batch
-        return economical(batch, threads, lambda images: OVERHEAD + estimate(images, threads))
+        cut = economical(batch, threads, lambda images: OVERHEAD + estimate(images, threads))
+        left_out = batch[len(cut) :]
+        until = time.monotonic() + 2 * (self._batch_seconds + estimate(size, threads))
+        if any(request.passed_over or request.ends_by(until) for request in left_out):
+            return batch
+        for request in left_out:
+            request.passed_over = True
+        return cut
 
     def _wait_for_turn(self) -> tuple[list[Request], int]:
         """Let other models compute first; what is to be done after that may be another batch."""

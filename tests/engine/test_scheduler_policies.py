@@ -236,6 +236,26 @@ def test_what_would_start_another_round_waits_for_the_next_batch(model, start):
     assert finish(model, *requests) == [[1, 2, 3, 4], [5]]
 
 
+def test_a_request_is_passed_over_once(model, start):
+    scheduler = start(ThreadBudget(2), estimate=rounds, priority_levels=2, default_priority_level=1)
+    low = submit(scheduler, 9, priority=2)
+    high = [submit(scheduler, n) for n in range(1, 5)]
+    model.gate.release()
+    assert model.entered.acquire(timeout=WAIT)  # the batch without it
+    high += [submit(scheduler, n) for n in range(5, 9)]
+    assert finish(model, low, *high) == [[1, 2, 3, 4], [5, 6, 7, 8, 9]]
+
+
+@pytest.mark.parametrize("end", ["deadline", "timeout"])
+def test_what_would_end_meanwhile_is_not_left_out(model, start, end):
+    scheduler = start(ThreadBudget(2), estimate=rounds, policy={"allow_timeout_override": True})
+    requests = [submit(scheduler, n) for n in range(1, 5)]
+    soon = 5.0  # of six seconds that two batches of five images take by the estimate
+    ends = {"deadline": time.monotonic() + soon} if end == "deadline" else {"timeout": soon}
+    requests.append(submit(scheduler, 5, **ends))
+    assert finish(model, *requests) == [[1, 2, 3, 4, 5]]
+
+
 @pytest.mark.parametrize(
     ("knobs", "threads"), [({"preferred_batch_size": (5,)}, 2), ({}, 1), ({"max_batch_size": 5}, 5)]
 )
