@@ -22,6 +22,10 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 SAID = b"convserve: stopping after the step under way; a second signal ends it at once\n"
 
 
+class _AtOnce(BaseException):
+    """No Exception, so that nobody on the way takes it for a damaged file and goes on."""
+
+
 class StopSignals:
     """While the block runs the first signal only sets `number`; after it all is as it was.
 
@@ -30,7 +34,7 @@ class StopSignals:
 
     def __init__(self) -> None:
         self.number: int | None = None
-        self._what = ""  # is under way and ends at once
+        self._at_once = False
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> StopSignals:
@@ -53,11 +57,13 @@ class StopSignals:
     @contextmanager
     def at_once(self, what: str) -> Iterator[None]:
         """While this block runs the first signal ends it: TrainingStoppedError, naming `what`."""
-        self._what = what
+        self._at_once = True
         try:
             yield
+        except _AtOnce:
+            raise TrainingStoppedError(f"stopped while {what}") from None
         finally:
-            self._what = ""
+            self._at_once = False
 
     @property
     def status(self) -> int:
@@ -67,8 +73,8 @@ class StopSignals:
     def _on(self, number: int, frame: FrameType | None) -> None:
         self.number = number
         self._restore()
-        if self._what:
-            raise TrainingStoppedError(f"stopped while {self._what}")
+        if self._at_once:
+            raise _AtOnce
         # Not through Python's buffers: the signal may have come within a write to them.
         with suppress(OSError, ValueError):
             os.write(sys.stderr.fileno(), b"\n" * sys.stderr.isatty() + SAID)

@@ -134,10 +134,11 @@ def _by_threads(
 ) -> list[Outcome]:
     ended = threading.Event()
     with ThreadPoolExecutor(count, thread_name_prefix="decode") as pool:
-        parts = [
-            pool.submit(decode_task, task, wanted, pixels, one_size, ended.is_set) for task in tasks
-        ]
         try:
+            parts = [
+                pool.submit(decode_task, task, wanted, pixels, one_size, ended.is_set)
+                for task in tasks
+            ]
             return [part.result() for part in parts]
         except BaseException:
             ended.set()
@@ -161,8 +162,8 @@ def _by_workers(
     }
     crew = _Crew(tasks)
     with ThreadPoolExecutor(count, thread_name_prefix="decode") as pool:
-        parts = [pool.submit(_drive, json.dumps(told), crew) for _ in range(count)]
         try:
+            parts = [pool.submit(_drive, json.dumps(told), crew) for _ in range(count)]
             return [outcome for part in parts for outcome in part.result()]
         except BaseException:
             crew.end()

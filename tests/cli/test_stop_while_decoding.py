@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from convserve.cli import main
+from convserve.datasets import cifar10, folder
 
 # The command, with worker processes from so many files on.
 LAUNCHER = """
@@ -68,6 +69,35 @@ def test_the_first_signal_ends_it(photos, number, workers_from):
     assert process.returncode == 128 + number
     assert sorted(path.name for path in photos.parent.iterdir()) == ["cache", "photos"]
     assert list(cache.iterdir()) == []
+
+
+@pytest.mark.parametrize("read", ["the first header", "a pickle"])
+def test_it_is_not_taken_for_a_damaged_file(tmp_path, capsys, monkeypatch, read):
+    """Whoever reads files of strangers catches every Exception."""
+
+    def opened(*args, **kwargs):
+        signal.raise_signal(signal.SIGINT)
+        raise AssertionError("the signal was passed over")
+
+    def decoded(*args, **kwargs):
+        raise AssertionError("the folder was decoded")
+
+    if read == "a pickle":
+        kind = "cifar10"
+        for name in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta"):
+            (tmp_path / name).write_bytes(b"")
+        monkeypatch.setattr(cifar10._BatchUnpickler, "load", opened)
+    else:
+        kind = "folder"
+        for name in "ab":
+            (tmp_path / name).mkdir()
+            Image.new("L", (8, 8)).save(tmp_path / name / "0.png")
+        monkeypatch.setattr(Image, "open", opened)
+        monkeypatch.setattr(folder, "decode", decoded)
+    with pytest.raises(SystemExit) as ended:
+        main(["train", "--data", f"{kind}:{tmp_path}", "--out", str(tmp_path / "m.npz")])
+    assert ended.value.code == 130
+    assert capsys.readouterr().err == "convserve: stopped while the data were read\n"
 
 
 def test_a_step_under_way_is_ended_and_that_is_said(tmp_path, capfd, monkeypatch):
