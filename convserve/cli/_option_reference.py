@@ -9,7 +9,7 @@ import re
 
 import click
 
-__all__ = ["reference"]
+__all__ = ["of_serve", "reference"]
 
 
 def reference(command: click.Command) -> str:
@@ -50,7 +50,14 @@ def _values(option: click.Option) -> str:
     return option.metavar or re.sub(r"\W", "", kind.name)
 
 
-if __name__ == "__main__":
-    from convserve.cli import serve
+def of_serve() -> str:
+    """Of `convserve serve`, by way of the group, which adds an option to every command."""
+    from convserve.cli import cli
 
-    print(reference(serve.command), end="")
+    command = cli.get_command(click.Context(cli), "serve")
+    assert command is not None
+    return reference(command)
+
+
+if __name__ == "__main__":
+    print(of_serve(), end="")
