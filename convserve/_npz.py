@@ -138,9 +138,19 @@ class Reader:
         return array
 
 
-def write(path: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
-    """Writes the arrays in C order, atomically; the same arrays give the same bytes."""
-    with atomic_file(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+def write(
+    path: Path,
+    arrays: Mapping[str, npt.NDArray[Any]],
+    ready: Callable[[], object] = lambda: None,
+) -> None:
+    """Writes the arrays in C order, atomically; the same arrays give the same bytes.
+
+    ready: see `atomic_file`.
+    """
+    with (
+        atomic_file(path, ready) as file,
+        zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive,
+    ):
         for name, array in arrays.items():
             info = zipfile.ZipInfo(f"{name}.npy")  # its date is fixed
             with archive.open(info, "w", force_zip64=True) as member:
@@ -148,8 +158,11 @@ def write(path: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
 
 
 @contextmanager
-def atomic_file(path: Path) -> Iterator[BinaryIO]:
-    """A file that takes the place of `path` when the block ends, and is gone if it fails."""
+def atomic_file(path: Path, ready: Callable[[], object] = lambda: None) -> Iterator[BinaryIO]:
+    """A file that takes the place of `path` when the block ends, and is gone if it fails.
+
+    ready: called before it does, when all of it is on the disk.
+    """
     with suppress(FileNotFoundError):
         if not stat.S_ISREG(path.stat().st_mode):
             raise NpzFault("it exists and is not a regular file")
@@ -159,6 +172,7 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
+        ready()
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)

@@ -20,7 +20,6 @@ from convserve.cli._toml_values import toml_values
 from convserve.datasets.base import as_text
 from convserve.errors import ModelFileError
 from convserve.training import Group
-from convserve.training.checkpoint import earlier
 from convserve.training.export import check_writable
 from convserve.training.recipes import RECIPES
 
@@ -120,12 +119,11 @@ class RunFiles:
     """`NAME.run.toml` beside a model and beside a checkpoint, each with the options of its run.
 
     They are written when those are: a run that fails before leaves an earlier model's as it was.
-    keeps: a checkpoint of an earlier run is there, which will be kept (`checkpoint.earlier`).
     """
 
-    def __init__(self, out: Path, checkpoint: Path, keeps: bool, text: str) -> None:
+    def __init__(self, out: Path, checkpoint: Path, text: str) -> None:
         """Raises ModelFileError if there is no place for them."""
-        self._text, self._checkpoint, self._keeps = text, checkpoint, keeps
+        self._text = text
         self._model_file = out.with_name(f"{out.stem}.run.toml")
         self._checkpoint_file = _beside(checkpoint)
         for path in (self._model_file, self._checkpoint_file):
@@ -134,10 +132,17 @@ class RunFiles:
     def model_written(self) -> None:
         self._write(self._model_file)
 
+    def checkpoint_set_aside(self, kept: Path) -> None:
+        """An earlier run's checkpoint goes to `kept`, and its options with it."""
+        if self._checkpoint_file.exists():
+            try:
+                self._checkpoint_file.replace(_beside(kept))
+            except OSError as error:
+                raise ModelFileError(
+                    f"{self._checkpoint_file}: can't be set aside: {error}"
+                ) from error
+
     def checkpoint_written(self) -> None:
-        if self._keeps and self._checkpoint_file.exists():
-            self._checkpoint_file.replace(_beside(earlier(self._checkpoint)))
-        self._keeps = False
         self._write(self._checkpoint_file)
 
     def checkpoint_removed(self) -> None:

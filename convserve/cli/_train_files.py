@@ -32,6 +32,11 @@ def check_files(
         if report is not None and report.resolve() in path.resolve().parents:
             raise click.UsageError(f"{path} lies in the folder of the report, {report.resolve()}")
         _check_inputs(path, options["data"], options["init"])
+    if out.exists() and out.stat().st_size and not holds(out, model_file.ENTRY):
+        raise ModelFileError(
+            f"{out}: it exists, is not a model, and would be replaced by one: choose another name, "
+            "or remove it"
+        )
     if not options["resume"]:
         check_replaceable(checkpoint)
         return
@@ -66,13 +71,11 @@ def _is_same(path: Path, other: Path) -> bool:
     return path.exists() and other.exists() and path.samefile(other)
 
 
-def tell_of_checkpoint(path: Path) -> bool:
-    """Whether one is there of a run that could be continued: it is kept, but not continued."""
+def tell_of_checkpoint(path: Path) -> None:
+    """Say what becomes of one that is there, as the run does not continue it."""
     if is_unfinished(path):
         said = f"{path} is of an unfinished run, which --resume would have continued; it is kept "
         said += f"as {earlier(path).name} once this run writes its own"
         click.echo(printable(said), err=True)
-        return True
-    if path.exists() and path.stat().st_size:
+    elif path.exists() and path.stat().st_size:
         click.echo(printable(f"{path} is of a run that is done, and is replaced"), err=True)
-    return False

@@ -19,6 +19,8 @@ from convserve.training import EpochRecord, Progress
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
 
+    from convserve.cli._run_file import RunFiles
+
 __all__ = ["TrainingProgress", "cache_choice", "describe", "folder_options", "image_size_option"]
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
@@ -85,14 +87,8 @@ def describe(data: Dataset) -> list[str]:
 class TrainingProgress(Progress):
     """A line an epoch on standard output, and on a terminal a live bar below."""
 
-    def __init__(
-        self,
-        on_checkpoint: Callable[[], None] = lambda: None,
-        on_model: Callable[[], None] = lambda: None,
-        classes: int | None = None,
-    ) -> None:
-        self._on_checkpoint, self._on_model = on_checkpoint, on_model
-        self._classes = classes
+    def __init__(self, files: RunFiles, classes: int) -> None:
+        self._files, self._classes = files, classes
         self.epochs_done = 0
         self._epochs = self._images = 0
         self._done = self._resumed = 0
@@ -141,11 +137,14 @@ class TrainingProgress(Progress):
                 eta=f"{_clock(self._left())} left",
             )
 
+    def checkpoint_set_aside(self, kept: Path) -> None:
+        self._files.checkpoint_set_aside(kept)
+
     def checkpoint_written(self) -> None:
-        self._on_checkpoint()
+        self._files.checkpoint_written()
 
     def model_written(self) -> None:
-        self._on_model()
+        self._files.model_written()
 
     def epoch_done(self, record: EpochRecord) -> None:
         self.epochs_done = record.epoch
@@ -166,7 +165,7 @@ class TrainingProgress(Progress):
         else:
             click.echo(line)
             sys.stdout.flush()
-        if self._classes and (record.epoch == 2 or record.epoch == self._epochs == 1):
+        if record.epoch == 2 or record.epoch == self._epochs == 1:
             self._hint(record, self._classes)
 
     def _hint(self, record: EpochRecord, classes: int) -> None:

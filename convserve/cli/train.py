@@ -243,7 +243,8 @@ def _train(
         )
     if job.report is not None:
         job.report.decode(data.preprocessing)
-    keeps = not options["resume"] and tell_of_checkpoint(job.checkpoint)
+    if not options["resume"]:
+        tell_of_checkpoint(job.checkpoint)
     report = None if job.report is None else job.report.folder
     config = job.config
     said = effective(
@@ -258,10 +259,10 @@ def _train(
     if init is not None:
         for name in OF_A_FRESH_NETWORK:
             said.pop(name, None)
-    files = RunFiles(job.out, job.checkpoint, keeps, to_toml(said, _command_line(ctx)))
+    files = RunFiles(job.out, job.checkpoint, to_toml(said, _command_line(ctx)))
     try:
         classes = len(data.labels)
-        with TrainingProgress(files.checkpoint_written, files.model_written, classes) as progress:
+        with TrainingProgress(files, classes) as progress:
             result = train(
                 graph,
                 data,

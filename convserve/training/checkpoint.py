@@ -9,7 +9,9 @@ place in it: each is made anew from the seed and the numbers of the epoch and th
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -47,13 +49,20 @@ def identity(
 
 
 def save(
-    path: Path, run: Mapping[str, Any], progress: Mapping[str, Any], arrays: Mapping[str, Array]
+    path: Path,
+    run: Mapping[str, Any],
+    progress: Mapping[str, Any],
+    arrays: Mapping[str, Array],
+    ready: Callable[[], object] = lambda: None,
 ) -> None:
-    """Write a checkpoint of the run with that identity; CheckpointError if that fails."""
+    """Write a checkpoint of the run with that identity; CheckpointError if that fails.
+
+    ready: called when it is written, but has not taken the place of an earlier one yet.
+    """
     document = {"version": FORMAT_VERSION, "run": run, "progress": progress}
     text = json.dumps(document, allow_nan=False).encode()
     try:
-        write(path, {ENTRY: np.frombuffer(text, np.uint8), **arrays})
+        write(path, {ENTRY: np.frombuffer(text, np.uint8), **arrays}, ready)
     except FAULTS as error:
         raise CheckpointError(f"{path}: can't be written: {error}") from error
 
@@ -104,11 +113,11 @@ def check_replaceable(path: Path) -> None:
 
 
 def is_unfinished(path: Path) -> bool:
-    """Whether a checkpoint is there of a run that had epochs to go, as far as it can be read."""
+    """Whether a checkpoint is there of a run that has not come to its end, its last export."""
     try:
         with reading(path) as reader:
             document = _document(reader)
-        return bool(document["progress"]["run"]["epoch"] <= document["run"]["config"]["epochs"])
+        return document["progress"]["finished"] is not True
     except FAULTS:
         return False
     except (KeyError, TypeError):
@@ -116,8 +125,15 @@ def is_unfinished(path: Path) -> bool:
 
 
 def earlier(path: Path) -> Path:
-    """Where the checkpoint of an unfinished run is kept when another run has one to write."""
-    return path.with_name(f"{path.stem}.earlier{path.suffix}")
+    """Where the checkpoint of an unfinished run is kept when another run has one to write.
+
+    The first of NAME.earlier.npz, NAME.earlier2.npz and so on that is not there yet.
+    """
+    for number in count(1):
+        other = path.with_name(f"{path.stem}.earlier{number if number > 1 else ''}{path.suffix}")
+        if not os.path.lexists(other):
+            break
+    return other
 
 
 def tidy(path: Path) -> None:

@@ -83,7 +83,7 @@ def train(
     store in the model beside the run's own.
 
     A file at `checkpoint` that is no checkpoint is refused; that of another, unfinished run is
-    kept, as NAME.earlier.npz, once this run writes its first.
+    kept, as NAME.earlier.npz (or NAME.earlier2.npz …), once this run writes its first.
 
     Raises TypeError or TrainingError for a setting, ShapeError if graph and data do not fit,
     TrainingError if the loss diverges, CheckpointError, and ModelFileError if `out` can't be
@@ -166,7 +166,9 @@ class _Run:
             None
             if checkpoint_path is None
             else RunCheckpoint(
-                checkpoint_path, checkpoint.identity(graph, dataset, config, start.origin)
+                checkpoint_path,
+                checkpoint.identity(graph, dataset, config, start.origin),
+                progress.checkpoint_set_aside,
             )
         )
 
@@ -258,8 +260,10 @@ class _Run:
             test = last_test = self.accuracy(params, self.dataset.test)
             if chosen != last:
                 last_test = self.accuracy(self.averages.params, self.dataset.test)
+        model = self.export(params, history[chosen - 1], test)
+        self.save_checkpoint(finished=True)
         return TrainResult(
-            self.export(params, history[chosen - 1], test),
+            model,
             chosen,
             tuple(history),
             history[chosen - 1].validation_accuracy,
@@ -275,9 +279,9 @@ class _Run:
         state = self.state
         raise TrainingStoppedError(f"stopped at step {state.step} of epoch {state.epoch}")
 
-    def save_checkpoint(self) -> None:
+    def save_checkpoint(self, finished: bool = False) -> None:
         if self.checkpoint is not None:
-            self.checkpoint.save(self.state, self.step, self.averages, self.best)
+            self.checkpoint.save(self.state, self.step, self.averages, self.best, finished)
             self.every.restart()
             self.progress.checkpoint_written()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from convserve.model_file import ModelFile
 
@@ -39,6 +40,9 @@ class Progress:
 
     def batch_done(self, images: int, loss: float) -> None:
         """After every update."""
+
+    def checkpoint_set_aside(self, kept: Path) -> None:
+        """Just before the checkpoint of another, unfinished run is moved to `kept`."""
 
     def checkpoint_written(self) -> None:
         """After every checkpoint."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,15 @@ __all__ = ["RunCheckpoint"]
 
 
 class RunCheckpoint:
-    """The file at `path`, of the run with that identity (`checkpoint.identity`)."""
+    """The file at `path`, of the run with that identity (`checkpoint.identity`).
 
-    def __init__(self, path: Path, identity: Mapping[str, Any]) -> None:
-        self.path, self._identity = path, identity
+    on_set_aside: called with a path just before another run's checkpoint is moved there.
+    """
+
+    def __init__(
+        self, path: Path, identity: Mapping[str, Any], on_set_aside: Callable[[Path], object]
+    ) -> None:
+        self.path, self._identity, self._on_set_aside = path, identity, on_set_aside
         self._is_ours = False  # what the file holds, of this run
 
     def check(self) -> None:
@@ -27,19 +32,23 @@ class RunCheckpoint:
         checkpoint.check_replaceable(self.path)
 
     def save(
-        self, state: RunState, step: TrainStep, averages: Averages, best: Mapping[str, Array]
+        self,
+        state: RunState,
+        step: TrainStep,
+        averages: Averages,
+        best: Mapping[str, Array],
+        finished: bool,
     ) -> None:
         """Replace it, atomically. CheckpointError if that fails: it is as it was then.
 
-        The checkpoint of another run that is not finished is kept, as `checkpoint.earlier`.
+        finished: whether the run's last export is done. The checkpoint of another run that is not
+        finished is kept, as `checkpoint.earlier`.
         """
-        if not self._is_ours and checkpoint.is_unfinished(self.path):
-            self._set_aside()
         arrays, values = step.state()
         arrays |= averages.state()
         arrays |= {f"best.{name}": value for name, value in best.items()}
-        reached = {"step": values, "run": state.to_dict()}
-        checkpoint.save(self.path, self._identity, reached, arrays)
+        reached = {"step": values, "run": state.to_dict(), "finished": finished}
+        checkpoint.save(self.path, self._identity, reached, arrays, self._set_aside)
         self._is_ours = True
 
     def restore(self, step: TrainStep, averages: Averages) -> tuple[RunState, dict[str, Array]]:
@@ -58,8 +67,12 @@ class RunCheckpoint:
         return state, {name.removeprefix("best."): value for name, value in best.items()}
 
     def _set_aside(self) -> None:
+        if self._is_ours or not checkpoint.is_unfinished(self.path):
+            return
+        kept = checkpoint.earlier(self.path)
+        self._on_set_aside(kept)
         try:
-            self.path.replace(checkpoint.earlier(self.path))
+            self.path.replace(kept)
         except OSError as error:
             raise CheckpointError(f"{self.path}: can't be set aside: {error}") from error
 

@@ -116,6 +116,63 @@ def test_the_state_of_an_unfinished_run_is_kept(data, tmp_path, capsys, monkeypa
     assert weights(out) == weights(whole)
 
 
+def test_all_unfinished_runs_are_kept_and_nothing_else_goes_for_them(
+    data, tmp_path, capsys, monkeypatch
+):
+    out, mine = tmp_path / "m.npz", tmp_path / "m.checkpoint.earlier.npz"
+    args = ("--data", data, *SMALL, "--epochs", 3, "--out", out, "--lr")
+    mine.write_text("the work of years")
+    states = []
+    for rate in (0.01, 0.02, 0.03):
+        with monkeypatch.context() as patch:
+            interrupt(patch, 5)
+            assert train(*args, rate) == 130
+        states.append((tmp_path / "m.checkpoint.npz").read_bytes())
+    assert "it is kept as m.checkpoint.earlier3.npz once" in capsys.readouterr().err
+    assert mine.read_text() == "the work of years"
+    for number, rate, state in zip((2, 3), (0.01, 0.02), states, strict=False):
+        assert (tmp_path / f"m.checkpoint.earlier{number}.npz").read_bytes() == state
+        assert told(tmp_path / f"m.checkpoint.earlier{number}.run.toml")["lr"] == rate
+    assert told(tmp_path / "m.checkpoint.run.toml")["lr"] == 0.03
+
+
+def test_a_checkpoint_that_can_not_be_written_moves_nothing(data, tmp_path, capsys, monkeypatch):
+    args = ("--data", data, *SMALL, "--epochs", 3, "--out", tmp_path / "m.npz")
+    with monkeypatch.context() as patch:
+        interrupt(patch, 5)
+        assert train(*args) == 130
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    monkeypatch.setattr(np.lib.format, "write_array", full)
+    assert train(*args, "--lr", 0.03) == 1
+    assert "No space left" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("kind", ["text", "checkpoint"])
+def test_what_is_no_model_is_not_replaced_by_one(data, tmp_path, capsys, monkeypatch, kind):
+    args = ("--data", data, *SMALL, "--epochs", 1, "--out")
+    path = tmp_path / "m.checkpoint.npz"
+    if kind == "text":
+        path.write_text("the work of years")
+    else:
+        with monkeypatch.context() as patch:
+            interrupt(patch, 1)
+            assert train(*args, tmp_path / "m.npz") == 130
+    before = path.read_bytes()
+    capsys.readouterr()
+    assert train(*args, path) == 1
+    said = f"{path}: it exists, is not a model, and would be replaced by one"
+    assert said in capsys.readouterr().err
+    assert path.read_bytes() == before
+    path.write_bytes(b"")  # as mktemp makes it
+    for _ in range(2):
+        assert train(*args, path) == 0
+
+
 @pytest.mark.parametrize("ends", ["diverges", "is interrupted"])
 def test_a_model_and_its_options_belong_together(data, tmp_path, capsys, monkeypatch, ends):
     out, saved = tmp_path / "m.npz", tmp_path / "m.run.toml"
