@@ -8,8 +8,10 @@ Each step holds what it reads and what it makes; the largest sum counts. Pillow 
 
 from __future__ import annotations
 
+import io
 import math
 import re
+import struct
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
 
     from convserve.preprocessing import Preprocessing
 
-__all__ = ["BLOCK", "SCAN", "Budget", "coefficients", "needed", "resampled", "to_open"]
+__all__ = ["BLOCK", "SCAN", "Budget", "coefficients", "gif_size", "needed", "resampled", "to_open"]
 
 BLOCK = 1 << 18  # pixels that are converted at a time
 _BLOCK_BYTES = 24 * BLOCK  # those with all that is made of them on the way
@@ -31,8 +33,8 @@ _SUPPORT = {"box": 0.5, "bilinear": 1, "hamming": 1, "bicubic": 2, "lanczos": 3,
 _BITS, _SAMPLES, _ROWS, _TILE_WIDTH, _TILE_HEIGHT, _COMPRESSION = 258, 277, 278, 322, 323, 259
 _TIFF_JPEG = 7
 _ANY = 1 << 20  # of any image: rows, tables, Pillow's objects
-_GIF_FILL = 178_956_970  # pixels of a frame that Pillow prepares when it opens a file
-_PNG_TEXT = 64 << 20  # its bound on the texts of a file, unpacked
+# Pillow's bounds on a text of a PNG file, unpacked, and on all of them, in characters.
+_PNG_TEXT, _PNG_TEXTS = 1 << 20, 64 << 20
 
 
 class Budget(Protocol):
@@ -48,11 +50,67 @@ class Budget(Protocol):
 
 def to_open(data: bytes) -> int:
     """Bytes that reading the header of an encoded image takes beyond the file itself."""
-    if data[:4] == b"GIF8":
-        return _GIF_FILL
-    if data[:4] == b"\x89PNG" and (b"zTXt" in data or b"iTXt" in data):
-        return _PNG_TEXT
+    if data[:4] == b"GIF8":  # Pillow may prepare what the second frame begins with
+        return math.prod(gif_size(data) or ())
+    if data[:4] == b"\x89PNG":
+        return _png_texts(data)
     return 0
+
+
+def gif_size(data: bytes) -> tuple[int, int] | None:
+    """(width, height) of a GIF file: of its screen, or beyond it to the end of its first frame.
+
+    None without a frame. Follows Pillow in what it makes of damaged files: its size counts.
+    """
+    file = io.BytesIO(data)
+
+    def block() -> bytes:
+        length = file.read(1)
+        return file.read(length[0]) if length else b""
+
+    screen = file.read(13)
+    if len(screen) < 13:
+        return None
+    width, height, flags = struct.unpack_from("<HHB", screen, 6)
+    if flags & 0x80:
+        file.seek(3 << (flags & 7) + 1, io.SEEK_CUR)
+    while (kind := file.read(1)) not in (b"", b";"):
+        if kind == b",":
+            place = file.read(8)
+            if len(place) < 8:
+                return None
+            left, top, across, down = struct.unpack("<4H", place)
+            return max(width, left + across), max(height, top + down)
+        if kind == b"!":
+            comment, first = file.read(1) == b"\xfe", block()
+            if first.startswith(b"NETSCAPE2.0") and not comment:
+                block()
+            if first or not comment:
+                while block():
+                    pass
+    return None
+
+
+def _png_texts(data: bytes) -> int:
+    """Bytes of the texts of a PNG file as Python keeps them; those that are compressed, at most."""
+    total = most = 0
+    position = 8
+    while position + 8 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, position)
+        body = position + 8
+        position = body + length + 4
+        if kind == b"tEXt":
+            size = length
+        elif kind == b"zTXt":
+            size = _PNG_TEXT
+        elif kind == b"iTXt":  # name, 0, whether it is compressed
+            name = data.find(b"\0", body, body + length)
+            packed = name >= 0 and data[name + 1 : name + 2] != b"\0"
+            size = 4 * (_PNG_TEXT if packed else length)  # one rare character makes all wide
+        else:
+            continue
+        total, most = total + size, max(most, size)
+    return min(total, 4 * _PNG_TEXTS) + 2 * most  # one has copies while it is read
 
 
 def coefficients(picture: Any, width: int, height: int, head: bytes) -> int:

@@ -94,7 +94,7 @@ def to_pixels(
             return _read(file, name, preprocessing, max_pixels, memory)
     else:
         picture, name = _checked_picture(image), "image"
-    _check_size(picture, name, max_pixels)
+    _check_size(picture.size, name, max_pixels)
     return _convert(picture, name, preprocessing, max_pixels)
 
 
@@ -156,8 +156,15 @@ def _read(
         return _convert(picture, name, preprocessing, max_pixels, ours=True)
     data = file.read()
     file.seek(0)
+    if data[:4] == b"GIF8":  # Pillow may take memory for a frame as soon as it opens the file
+        _check_size(image_memory.gif_size(data) or (1, 1), name, max_pixels)
     opening = image_memory.to_open(data)
-    with memory.reserve(min(opening, memory.limit)):
+    if opening > memory.limit:
+        raise ImageError(
+            f"{name}: reading its header takes up to {opening / 2**20:,.1f} MiB, more than the "
+            f"limit of {memory.limit / 2**20:,.1f} MiB"
+        )
+    with memory.reserve(opening):
         picture = _open_picture(file, name)
         if picture.format == "GIF":
             # It clears the second frame, and may be as large as the first.
@@ -188,7 +195,7 @@ def _prepare(
     picture: Image.Image, file: BinaryIO, name: str, preprocessing: Preprocessing, max_pixels: int
 ) -> None:
     """Check what can be told before decoding, and have a large JPEG decoded smaller."""
-    _check_size(picture, name, max_pixels)
+    _check_size(picture.size, name, max_pixels)
     if picture.format in ("JPEG", "MPO"):
         _check_scans(file, name)
         # Square, since the orientation may turn the image by 90 degrees later.
@@ -196,8 +203,8 @@ def _prepare(
         picture.draft(None, (side, side))
 
 
-def _check_size(picture: Image.Image, name: str, max_pixels: int) -> None:
-    width, height = picture.size
+def _check_size(size: tuple[int, int], name: str, max_pixels: int) -> None:
+    width, height = size
     if width < 1 or height < 1:
         raise ImageError(f"{name}: the image is empty ({width} x {height} pixels)")
     if width * height > max_pixels:

@@ -7,7 +7,7 @@ import struct
 import subprocess
 import sys
 import zlib
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import numpy as np
 import pytest
@@ -213,16 +213,94 @@ def test_orientation_after_the_pixels_is_counted():
     assert sizes[1] >= sizes[0] + 400_000
 
 
-def test_what_opening_takes_is_reserved():
-    gif = encode(picture("P", 20), "GIF")
-    text = chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(1000)))
-    for data, opening in ((gif, 170e6), (png(20, 20, text), 60e6)):
-        memory = Memory(256 << 20)
+def gif(width, height, *blocks, frame=None):
+    """A GIF file of one colour; frame: left, top, width, height."""
+    screen = struct.pack("<6sHHBBB", b"GIF89a", width, height, 0x80, 0, 0) + bytes(range(6))
+    image = struct.pack("<c4HB", b",", *(frame or (0, 0, width, height)), 0)
+    return screen + b"".join(blocks) + image + b"\x02\x02\x44\x01\x00;"
+
+
+CLEARED = b"!\xf9\x04" + struct.pack("<BHB", 2 << 2 | 1, 0, 0) + b"\0"  # for a second frame
+
+
+@pytest.mark.parametrize(
+    "blocks",
+    [
+        (),
+        (CLEARED,),
+        (b"!\xfe\x03a,b\x02cd\0", CLEARED),
+        (b"!\xfe\0", CLEARED),
+        (b"!\xff\x0bNETSCAPE2.0\x03\x01\0\0\0", CLEARED),
+        (b"!\xff\x0bNETSCAPE2.0\0" + CLEARED[:1] + bytes(33) + b"\0", CLEARED),
+        (b"!\xff\0\x03,,,\0", CLEARED),
+        (b"\0\0x", CLEARED),
+    ],
+)
+@pytest.mark.parametrize("frame", [None, (5, 3, 4, 4), (90, 0, 30, 50), (0, 60, 100, 40)])
+def test_the_size_of_a_gif_is_pillows(blocks, frame):
+    data = gif(100, 80, *blocks, frame=frame)
+    size = image_memory.gif_size(data)
+    with Image.open(io.BytesIO(data)) as opened:
+        assert opened.size == size
+    memory = Memory()
+    with suppress(ImageError):  # there are too few pixels in it
         to_pixels(data, GREY, memory=memory)
-        assert memory.sizes[0] > opening
-    memory = Memory(8 << 20)  # less than a frame may take: it has the whole to itself
-    to_pixels(gif, GREY, memory=memory)
-    assert memory.sizes[0] == 8 << 20
+    assert memory.sizes[0] == size[0] * size[1]
+
+
+def test_a_gif_that_ends_early_has_no_size():
+    data = gif(100, 80, CLEARED)
+    for end in range(len(data)):
+        size = image_memory.gif_size(data[:end])
+        assert size == (None if end < data.index(b",") + 9 else (100, 80))
+        with pytest.raises(ImageError):
+            to_pixels(data[:end], GREY, memory=Memory())
+
+
+def test_a_huge_gif_is_refused_before_it_is_opened(monkeypatch):
+    data = gif(13_000, 13_000, CLEARED)
+    monkeypatch.setattr(Image, "open", None)
+    with pytest.raises(ImageError, match=r"13000 x 13000 pixels are more than the limit of 67"):
+        to_pixels(data, GREY, memory=Memory(16 << 20))
+    memory = Memory(16 << 20)
+    with pytest.raises(ImageError, match=r"takes up to 161\.2 MiB.* limit of 16\.0 MiB"):
+        to_pixels(data, GREY, max_pixels=1 << 30, memory=memory)
+    assert memory.sizes == []
+
+
+LETTERS = b"x" * 1_000_000 + "\N{GRINNING FACE}".encode()
+TEXTS = {
+    "plain": (b"tEXt", b"\0" + LETTERS),
+    "wide": (b"iTXt", b"\0\0\0\0\0" + LETTERS),
+    "packed": (b"zTXt", b"\0\0" + zlib.compress(LETTERS)),
+    "wide, packed": (b"iTXt", b"\0\1\0\0\0" + zlib.compress(LETTERS)),
+}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("kind", TEXTS)
+def test_texts_of_a_png_file_count(kind):
+    name, body = TEXTS[kind]
+    data = png(20, 20, *(chunk(name, b"k%d" % number + body) for number in range(10)))
+    command = [sys.executable, "-c", MEASURE]
+    run = subprocess.run(command, input=data, capture_output=True, timeout=60, check=False)
+    assert run.returncode == 0, run.stderr.decode()
+    for line in run.stdout.decode().splitlines():
+        taken, told = map(int, line.split())
+        assert taken <= told + 2e6
+    memory = Memory(8 << 20)
+    with pytest.raises(ImageError, match=r"header takes up to .* limit of 8\.0 MiB"):
+        to_pixels(data, GREY, memory=memory)
+    assert memory.sizes == []
+
+
+def test_a_short_text_costs_nothing():
+    packet = chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0<x/>")
+    memory = Memory(2 << 20)
+    to_pixels(png(20, 20, packet, chunk(b"tEXt", b"Author\0me")), GREY, memory=memory)
+    assert memory.sizes[0] < 1000
+    packed = chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(1000)))
+    to_pixels(png(20, 20, packed), GREY, memory=Memory(8 << 20))
 
 
 def test_a_tile_larger_than_its_image_counts():
