@@ -13,6 +13,7 @@ from server_process import WAIT, ServerProcess, Stub, make_request
 from tiny_models import save_tiny
 from worker_crowd import Crowd, index, value, wait_until
 
+from convserve.serving.workers.process import ENDINGS
 from convserve_client import protocol
 
 
@@ -127,10 +128,13 @@ def test_counters_are_sums_and_survive_a_worker(crowd, images):
         assert statistics.inference_count == expected
         assert sum(batch.batch_size * batch.compute_infer.count
                    for batch in statistics.batch_stats) == expected  # fmt: skip
+    killed = 'convserve_worker_restarts_total{reason="signal SIGKILL"}'
+    assert f"{killed} 0.0" in crowd.server.page()  # else an alert misses the first one
     crowd.kill(crowd.pids[0])
     assert crowd.server.metric(sample) == expected
     page = crowd.server.page()
-    assert 'convserve_worker_restarts_total{reason="signal SIGKILL"} 1.0' in page
+    assert f"{killed} 1.0" in page
+    assert page.count("\nconvserve_worker_restarts_total{") == len(ENDINGS)
     assert page.count("\nprocess_resident_memory_bytes ") == 1
     assert crowd.server.page("/readyz") == "ready\n"
 

@@ -11,8 +11,11 @@ from typing import Any
 
 from convserve.serving.workers.peer import Peer
 
-__all__ = ["WorkerProcess"]
+__all__ = ["ENDINGS", "WorkerProcess"]
 
+# What `ending` begins with for what ends a process by itself or by hand; others are "other".
+_SIGNALS = ("ABRT", "BUS", "FPE", "HUP", "ILL", "INT", "KILL", "SEGV", "SYS", "TERM")
+ENDINGS = ("exit code 0", "exit code 1", *(f"signal SIG{name}" for name in _SIGNALS), "other")
 _LAST_BREATH = 2.0  # seconds for a process that has closed its connection to be gone
 _FOR_SUPERVISOR = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _FIRST_BEAT = 60.0  # seconds that a start may take until the worker reports

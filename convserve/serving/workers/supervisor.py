@@ -19,7 +19,7 @@ from convserve.serving.metrics import MetricsServer, ModelFigures
 from convserve.serving.workers import pages
 from convserve.serving.workers.address import PortReservation
 from convserve.serving.workers.peer import Descriptor, Peer
-from convserve.serving.workers.process import WorkerProcess
+from convserve.serving.workers.process import ENDINGS, WorkerProcess
 from convserve.serving.workers.state import SharedState
 from convserve.serving.workers.totals import Account, Totals
 
@@ -74,7 +74,8 @@ class Supervisor:
         self.port = self._address.port
         self._events: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
         self._slots = [_Slot() for _ in range(plan.workers)]
-        self._restarts: Counter[str] = Counter()
+        # All from 0 on: a series that appears at 1 has not increased, as Prometheus sees it.
+        self._restarts: Counter[str] = Counter(dict.fromkeys(ENDINGS, 0))
         self._totals = Totals()
         self._state = SharedState(self._diverged)
         self._turn = threading.Condition()  # guards what follows
@@ -185,7 +186,8 @@ class Supervisor:
                 f"worker {worker.number} did not get ready in {slot.failures} attempts; the last "
                 f"one ended with {how}"
             )
-        self._restarts[how.partition(":")[0]] += 1
+        reason = how.partition(":")[0]
+        self._restarts[reason if reason in ENDINGS else "other"] += 1
         _log.error("%s ended with %s; the next one starts in %.1f s", worker, how, delay)
         slot.due = now + delay
 
