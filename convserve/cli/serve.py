@@ -106,7 +106,7 @@ _PORT = click.IntRange(0, 65535)
     default=30.0,
     show_default=True,
     metavar="SECONDS",
-    help="How long calls on such a connection have to end.",
+    help="How long calls on such a connection have to end; those that take longer are UNAVAILABLE.",
 )
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", type=_PORT, default=8001, show_default=True, help="gRPC; 0: a free port.")

@@ -13,9 +13,10 @@ import grpc
 import numpy as np
 import pytest
 from server_process import WAIT, Stub, make_request
+from tiny_models import image, save_tiny
 
 from convserve.serving import server as server_module
-from convserve_client import Client, protocol
+from convserve_client import Client, errors, protocol
 
 
 def wait_until(condition):
@@ -112,6 +113,24 @@ def test_an_old_connection_is_replaced_and_no_request_fails(start_server, digits
     assert server.wait() == 0
     reader.join(WAIT)
     assert len(peers) >= 5
+
+
+@pytest.mark.parametrize("grace", [0.1, 30])
+def test_a_call_that_outlasts_the_grace_is_unavailable(start_server, tmp_path, grace):
+    """It waits 1.5 s for others to fill its batch."""
+    save_tiny(tmp_path / "m" / "1" / "model.npz", 1)
+    text = "max_batch_size = 8\n[dynamic_batching]\nmax_queue_delay_microseconds = 1_500_000\n"
+    (tmp_path / "m" / "config.toml").write_text(text)
+    server = start_server(
+        "--model-repository", tmp_path,
+        "--max-connection-age", 0.3, "--max-connection-age-grace", grace,
+    )  # fmt: skip
+    with Client(server.address, retries=0) as client:
+        if grace > 1:
+            assert len(client.predict(image())) == 1
+        else:
+            with pytest.raises(errors.UnavailableError):
+                client.predict(image())
 
 
 def test_calls_on_one_connection_may_be_bounded(start_server, digits_path):
