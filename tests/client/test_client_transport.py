@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import certificates as certificate_files
 import grpc
@@ -13,6 +13,7 @@ import pytest
 from grpc_health.v1 import health_pb2
 
 from convserve_client import Client, Tls, errors
+from convserve_client._flows import Flows
 
 UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
 
@@ -231,3 +232,23 @@ def test_control_and_statistics(client: Any, server: Any) -> None:
     server.missing = {"RepositoryModelLoad"}
     with pytest.raises(errors.UnimplementedError):
         client.load_model("other")
+
+
+def test_a_model_is_forgotten_while_other_threads_learn() -> None:
+    flows = Flows("here", 1 << 20, None)
+
+    class Meanwhile(str):
+        """A name at whose comparison another thread has its turn."""
+
+        __hash__ = str.__hash__
+
+        def __eq__(self, other: object) -> bool:
+            flows.forget("toy")
+            for known in (flows._models, flows._labels):
+                known["other", str(len(known))] = cast(Any, None)
+            return str(self) == other
+
+    for known in (flows._models, flows._labels):
+        known.update({("toy", "1"): cast(Any, None), ("toy", "2"): cast(Any, None)})
+    flows.forget(Meanwhile("toy"))
+    assert {name for name, _ in (*flows._models, *flows._labels)} == {"other"}

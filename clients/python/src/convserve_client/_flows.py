@@ -79,14 +79,15 @@ class Flows(ServerFlows):
 
     def forget(self, model: str) -> None:
         super().forget(model)
-        for known in [key for key in self._labels if key[0] == model]:
-            del self._labels[known]
+        for known in list(self._labels):
+            if known[0] == model:
+                self._labels.pop(known, None)
 
     def labels(self, name: str, version: str, classes: int) -> Flow[tuple[str, ...] | None]:
         """The labels of a version, for scores of `classes` columns."""
         key = (name, version)
-        labels = self._labels.get(key)
-        if key not in self._labels or (labels is not None and len(labels) != classes):
+        labels = self._labels.get(key, ())  # of no class: not asked for so far
+        if labels is not None and len(labels) != classes:
             labels = labels_of((yield from self.config_or_none(name, version)))
             self._labels[key] = labels
         if labels is not None and len(labels) != classes:

@@ -86,8 +86,9 @@ class ServerFlows:
 
     def forget(self, model: str) -> None:
         """Forgets what is known of a model."""
-        for known in [key for key in self._models if key[0] == model]:
-            del self._models[known]
+        for known in list(self._models):  # other threads add and remove some meanwhile
+            if known[0] == model:
+                self._models.pop(known, None)
 
     def unload(self, model: str) -> Flow[None]:
         check_name("model", model, "mnist")
