@@ -2,23 +2,35 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import certificates
 import grpc
 import numpy as np
 import pytest
 
 from convserve_client import errors
-from convserve_client._hedging import Hedging
+from convserve_client._hedging import Hedging, _due_after_failure
 
 AFTER = 0.05  # seconds; what is slow here never answers, or takes some times as long
 
 
 def infers(server: Any) -> int:
     return int(server.calls.count("ModelInfer"))
+
+
+def once_asked(server: Any, count: int) -> float:
+    """A delay: it ends when the server has been asked `count` times."""
+    deadline = time.monotonic() + 10
+    while infers(server) < count:
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    return 0.0
 
 
 @pytest.fixture
@@ -29,9 +41,10 @@ def stuck(make_server: Any) -> Iterator[tuple[Any, Any]]:
     yield first, second
 
 
-def balanced(connect: Any, servers: Any, **options: Any) -> Any:
+def balanced(connect: Any, servers: Any, addresses: Any = None, **options: Any) -> Any:
     """A client that is connected to both and knows the model."""
-    client = connect([server.address for server in servers], hedge_after=AFTER, **options)
+    addresses = addresses or [server.address for server in servers]
+    client = connect(addresses, hedge_after=AFTER, **options)
     deadline = time.monotonic() + 10
     while not all(server.calls for server in servers):
         client.model_ready("toy")
@@ -66,7 +79,7 @@ def test_a_name_with_many_addresses(connect: Any, server: Any) -> None:
     client = connect(server.address, load_balancing="round_robin", hedge_after=AFTER)
     client.predict(server.images(0), model="toy")
     server.calls.clear()
-    server.delay = lambda request: 8 * AFTER
+    server.delay = lambda request: once_asked(server, 3)
     client.predict(server.images(1), model="toy")
     assert infers(server) == 3
 
@@ -98,10 +111,13 @@ def test_one_server_is_asked_over_a_second_connection(connect: Any, server: Any)
 def test_the_budget_bounds_it(connect: Any, server: Any) -> None:
     client = connect(server.address, hedge_after=AFTER, retry_budget=2)
     client.predict(server.images(0), model="toy")
-    server.delay = lambda request: 6 * AFTER
-    for _ in range(6):
-        client.predict(server.images(1), model="toy")
     # Of four tokens each second attempt takes one, and each answer gives a tenth back.
+    for number in range(3):
+        server.delay = lambda request, count=2 * number + 2: once_asked(server, count)
+        client.predict(server.images(1), model="toy")
+    server.delay = lambda request: 6 * AFTER
+    for _ in range(3):
+        client.predict(server.images(1), model="toy")
     assert infers(server) == 6 + 3
 
 
@@ -121,11 +137,11 @@ def test_the_deadline_is_that_of_the_call(connect: Any, stuck: Any) -> None:
     client = balanced(connect, stuck, retries=0)
     start = time.monotonic()
     with pytest.raises(errors.DeadlineExceededError):
-        client.predict(stuck[0].images(1), model="toy", timeout=0.4)
-    assert 0.35 < time.monotonic() - start < 5
+        client.predict(stuck[0].images(1), model="toy", timeout=1.5)
+    assert 1.45 < time.monotonic() - start < 8
     assert infers(stuck[0]) + infers(stuck[1]) >= 2
     left = [seconds for server in stuck for seconds in server.deadlines]
-    assert min(left) < 0.4
+    assert min(left) < 1.5
 
 
 @pytest.mark.parametrize("code", ["UNAVAILABLE", "INVALID_ARGUMENT"])
@@ -143,6 +159,52 @@ def test_how_an_attempt_fails(connect: Any, server: Any, code: str) -> None:
         with pytest.raises(errors.InvalidRequestError, match="no"):
             client.predict(x, model="toy")
         assert server.cancelled.acquire(timeout=10)
+
+
+@pytest.mark.parametrize(("pushback", "attempts"), [(None, 3), ("100", 3), ("-1", 2)])
+def test_the_next_attempt_after_a_failure(
+    connect: Any, server: Any, pushback: str | None, attempts: int
+) -> None:
+    """At once, or as the server has it: the third one would be due 2 s after the second one."""
+    client = connect(server.address, load_balancing="round_robin", hedge_after=2, retries=0)
+    client.predict(server.images(0), model="toy")
+    server.calls.clear()
+    server.fail = [None, (grpc.StatusCode.UNAVAILABLE, "no", pushback)]
+    start = time.monotonic()
+    server.delay = lambda request: once_asked(server, attempts)
+    client.predict(server.images(1), model="toy")
+    assert 2 <= time.monotonic() - start < 3.8
+    assert infers(server) == attempts
+
+
+def test_what_a_push_back_says() -> None:
+    def due(before: float, *values: str) -> float:
+        trailing = [("grpc-retry-pushback-ms", value) for value in values]
+        return _due_after_failure(before, trailing) - time.monotonic()
+
+    assert due(time.monotonic() + 60) <= 0 and _due_after_failure(1.0, None) > 1
+    assert 59 < due(0.0, "60000") <= 60
+    for wish in ("-1", "?", "", "1.5", "9" * 5000):
+        assert due(0.0, wish) == math.inf
+    assert due(math.inf) == due(math.inf, "5") == math.inf
+
+
+def test_hedges_name_the_server_that_the_client_names(
+    connect: Any, make_server: Any, tmp_path: Path
+) -> None:
+    """The certificates are for the first address only."""
+    folder = certificates.make(tmp_path)
+    pair = ((folder / "server.key").read_bytes(), (folder / "server.pem").read_bytes())
+    credentials = grpc.ssl_server_credentials([pair])
+    servers = [make_server(credentials=credentials) for _ in range(2)]
+    servers[0].hold = threading.Event()
+    addresses = [servers[0].address, f"localhost:{servers[1].port}"]
+    trusted = grpc.ssl_channel_credentials((folder / "ca.pem").read_bytes())
+    client = balanced(connect, servers, addresses, credentials=trusted)
+    start = time.monotonic()
+    while not infers(servers[0]):
+        client.predict(servers[0].images(1), model="toy")
+    assert time.monotonic() - start < 8  # it holds for 10 s
 
 
 def test_a_failure_is_not_hedged(connect: Any, server: Any) -> None:

@@ -53,6 +53,7 @@ class Options:
     keepalive: float | None
     shared_memory: bool
     hedge_after: float | None
+    authority: str | None = None  # that calls and certificates name; None: the first address
     addresses: tuple[Address, ...] = field(init=False)
     pairs: Metadata = field(init=False, repr=False)
     channel_credentials: grpc.ChannelCredentials | None = field(init=False)
@@ -159,6 +160,7 @@ class Options:
             replace(
                 self,
                 address=one.text,
+                authority=self.addresses[0].text,
                 metadata=self.pairs,
                 retries=0,  # attempts elsewhere come instead
                 load_balancing="round_robin",  # so that health is looked at
@@ -187,8 +189,11 @@ class Options:
             ("grpc.max_reconnect_backoff_ms", 500),
             ("grpc.service_config", json.dumps(self._service_config())),
         ]
-        if len(self.addresses) > 1:
-            arguments.append(("grpc.default_authority", self.addresses[0].text))
+        authority = self.authority
+        if authority is None and len(self.addresses) > 1:
+            authority = self.addresses[0].text
+        if authority is not None:
+            arguments.append(("grpc.default_authority", authority))
         if isinstance(self.tls, Tls) and self.tls.server_name is not None:
             arguments.append(("grpc.ssl_target_name_override", self.tls.server_name))
         if self.keepalive is not None:

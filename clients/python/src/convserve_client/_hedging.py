@@ -2,8 +2,12 @@
 
 As gRPC's hedging (gRFC A6), which gRPC for Python takes in a service config and ignores: another
 attempt each `after` seconds that pass without an answer; UNAVAILABLE of one leaves the others
-running, any other status is the call's; a budget like that of retries bounds the attempts, so that
-they can't multiply the load of servers that have become slow.
+running and has the next one made at once, or as `grpc-retry-pushback-ms` says; any other status is
+the call's; a budget like that of retries bounds the attempts, so that they can't multiply the load
+of servers that have become slow.
+
+Unlike there, UNAVAILABLE of the only attempt that runs is the call's: A6 has either hedging or
+retries, and here the channel has retried before, as often as it was told to.
 """
 
 from __future__ import annotations
@@ -13,7 +17,7 @@ import math
 import queue
 import threading
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any
 
 import grpc
@@ -44,6 +48,10 @@ class Hedging:
             self._tokens -= 1
             return True
 
+    def due(self, made: int) -> float:
+        """When, by time.monotonic(), the next attempt is after `made` of them; inf: never."""
+        return time.monotonic() + self.after if made < self.attempts else math.inf
+
     def answered(self) -> None:
         """A call has got its answer."""
         with self._lock:
@@ -70,8 +78,7 @@ class HedgedCall:
         call = self._start(self._made)
         self._made += 1
         self._running.append(call)
-        more = self._made < self._hedging.attempts
-        self.due = time.monotonic() + self._hedging.after if more else math.inf
+        self.due = self._hedging.due(self._made)
         call.add_done_callback(self._finished.put)
 
     def attempt_if_due(self) -> None:
@@ -97,6 +104,7 @@ class HedgedCall:
         self._running.remove(call)
         code = call.code()
         if code is grpc.StatusCode.UNAVAILABLE and self._running:
+            self.due = _due_after_failure(self.due, call.trailing_metadata())
             return
         if code is grpc.StatusCode.OK:
             self._hedging.answered()
@@ -140,30 +148,42 @@ def hedged(hedging: Hedging, start: Start) -> asyncio.Task[Any]:
 async def _first_answer(hedging: Hedging, start: Start, first: Awaitable[Any]) -> Any:
     running: set[asyncio.Future[Any]] = {asyncio.ensure_future(first)}
     made = 1
-    most = hedging.attempts
+    due = hedging.due(made)
     try:
         while True:
-            done, running = await asyncio.wait(
+            done, _ = await asyncio.wait(
                 running,
-                timeout=hedging.after if made < most else None,
+                timeout=None if due == math.inf else max(0.0, due - time.monotonic()),
                 return_when=asyncio.FIRST_COMPLETED,
             )
-            if not done:
-                if hedging.take():
-                    running.add(asyncio.ensure_future(start(made)))
-                    made += 1
-                else:
-                    most = made
             for attempt in done:
+                running.remove(attempt)
                 try:
                     answer = attempt.result()
-                except grpc.RpcError as error:
+                except grpc.aio.AioRpcError as error:
                     if error.code() is not grpc.StatusCode.UNAVAILABLE or not running:
                         raise
+                    due = _due_after_failure(due, error.trailing_metadata())
                 else:
                     hedging.answered()
                     return answer
+            if time.monotonic() >= due:
+                due = math.inf
+                if hedging.take():
+                    running.add(asyncio.ensure_future(start(made)))
+                    made += 1
+                    due = hedging.due(made)
     finally:
         for attempt in running:
             attempt.cancel()
         await asyncio.gather(*running, return_exceptions=True)
+
+
+def _due_after_failure(due: float, trailing: Iterable[tuple[str, Any]] | None) -> float:
+    """When the next attempt is, due at `due`, now that one has ended in UNAVAILABLE."""
+    if due == math.inf:
+        return due
+    pushback = dict(trailing or ()).get("grpc-retry-pushback-ms", "0")
+    if not (pushback.isdecimal() and len(pushback) <= 10):  # as "-1", the server wants no more
+        return math.inf
+    return time.monotonic() + int(pushback) / 1000
