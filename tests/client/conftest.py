@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import math
 import threading
@@ -285,15 +286,22 @@ class ToyServer:
         return response
 
 
+@functools.cache
+def running_loop() -> asyncio.AbstractEventLoop:
+    """One event loop for all tests: gRPC has one queue for all loops, which an event for one that
+    has been closed meanwhile holds up."""
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, daemon=True).start()
+    return loop
+
+
 class Blocking:
     """An AsyncClient behind the methods of a Client, so that one test covers both."""
 
     def __init__(self, address: str, **options: Any) -> None:
-        self._loop = asyncio.new_event_loop()
+        self._loop = running_loop()
         self.loop_errors: list[Any] = []
         self._loop.set_exception_handler(lambda loop, context: self.loop_errors.append(context))
-        self._thread = threading.Thread(target=self._loop.run_forever)
-        self._thread.start()
         self.client = convserve_client.AsyncClient(address, **options)
 
     def _wait(self, awaitable: Any) -> Any:
@@ -323,11 +331,7 @@ class Blocking:
 
     def shut(self) -> None:
         self._wait(self.client.close())
-        self._wait(self._loop.shutdown_asyncgens())
         self._wait(asyncio.sleep(0))
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
         assert self.loop_errors == []
 
 
