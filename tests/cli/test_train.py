@@ -10,6 +10,7 @@ import sys
 
 import numpy as np
 import pytest
+from bar_images import save_bars
 from PIL import Image
 
 from convserve import model_file
@@ -25,14 +26,7 @@ def convserve(*args):
 @pytest.fixture
 def digits(tmp_path):
     """A small npz of 3 classes that take a second to learn."""
-    rng = np.random.default_rng(0)
-    y = np.arange(150) % 3
-    x = rng.integers(0, 100, (150, 8, 8), np.uint8)
-    for image, label in zip(x, y, strict=True):
-        image[1 + 2 * label : 3 + 2 * label] += 100
-    path = tmp_path / "digits.npz"
-    np.savez(path, x=x, y=y)
-    return f"npz:{path}"
+    return save_bars(tmp_path / "digits.npz", 150)
 
 
 SMALL = ("--arch", "mlp", "--batch-size", 16, "--epochs", 3, "--shift", 0)

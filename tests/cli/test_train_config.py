@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+from bar_images import save_bars
 
 from convserve import model_file
 from convserve.cli import main
@@ -26,13 +27,7 @@ def convserve(*args):
 
 @pytest.fixture
 def data(tmp_path):
-    rng = np.random.default_rng(0)
-    y = np.arange(120) % 3
-    x = rng.integers(0, 100, (120, 8, 8), np.uint8)
-    for image, label in zip(x, y, strict=True):
-        image[1 + 2 * label : 3 + 2 * label] += 100
-    np.savez(tmp_path / "bars.npz", x=x, y=y)
-    return f"npz:{tmp_path / 'bars.npz'}"
+    return save_bars(tmp_path / "bars.npz", 120)
 
 
 SMALL = ("--arch", "mlp", "--batch-size", 16, "--epochs", 2)

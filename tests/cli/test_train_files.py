@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+from bar_images import save_bars
 from PIL import Image
 
 from convserve import model_file
@@ -27,13 +28,7 @@ def train(*args):
 
 @pytest.fixture
 def data(tmp_path):
-    rng = np.random.default_rng(0)
-    y = np.arange(60) % 3
-    x = rng.integers(0, 100, (60, 8, 8), np.uint8)
-    for image, label in zip(x, y, strict=True):
-        image[1 + 2 * label : 3 + 2 * label] += 100
-    np.savez(tmp_path / "bars.npz", x=x, y=y)
-    return f"npz:{tmp_path / 'bars.npz'}"
+    return save_bars(tmp_path / "bars.npz", 60)
 
 
 SMALL = ("--arch", "mlp", "--batch-size", 16, "--shift", 0)

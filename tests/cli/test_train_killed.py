@@ -10,6 +10,7 @@ import sys
 
 import numpy as np
 import pytest
+from bar_images import save_bars
 from PIL import Image
 
 from convserve import model_file
@@ -90,14 +91,7 @@ def photos(tmp_path):
 
 @pytest.fixture
 def bars(tmp_path):
-    rng = np.random.default_rng(0)
-    y = np.arange(100) % 3
-    x = rng.integers(0, 100, (100, 12, 12), np.uint8)
-    for image, label in zip(x, y, strict=True):
-        image[1 + 3 * label : 4 + 3 * label] += 100
-    path = tmp_path / "bars.npz"
-    np.savez(path, x=x, y=y)
-    return f"npz:{path}"
+    return save_bars(tmp_path / "bars.npz", 100, side=12)
 
 
 # Augmentation, EMA, lookahead, dropout (the network has it) and two threads; 17 steps an epoch.
