@@ -12,8 +12,8 @@ from convserve import model_file
 from convserve._npz import holds
 from convserve.cli._common import printable
 from convserve.errors import CheckpointError, ModelFileError
-from convserve.training.checkpoint import ENTRY, check_replaceable, earlier, is_unfinished
-from convserve.training.export import check_writable
+from convserve.training.checkpoint import ENTRY, earlier, is_unfinished
+from convserve.training.export import check_replaceable, check_writable
 
 __all__ = ["check_files", "tell_of_checkpoint"]
 
@@ -32,13 +32,9 @@ def check_files(
         if report is not None and report.resolve() in path.resolve().parents:
             raise click.UsageError(f"{path} lies in the folder of the report, {report.resolve()}")
         _check_inputs(path, options["data"], options["init"])
-    if out.exists() and out.stat().st_size and not holds(out, model_file.ENTRY):
-        raise ModelFileError(
-            f"{out}: it exists, is not a model, and would be replaced by one: choose another name, "
-            "or remove it"
-        )
+    check_replaceable(out, model_file.ENTRY, "model", ModelFileError)
     if not options["resume"]:
-        check_replaceable(checkpoint)
+        check_replaceable(checkpoint, ENTRY, "checkpoint", CheckpointError)
         return
     started = checkpoint.exists() or (options["seeds"] > 1 and out.exists())
     if options["seeds"] == 1 and not started:

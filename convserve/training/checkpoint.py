@@ -17,14 +17,14 @@ from typing import Any
 
 import numpy as np
 
-from convserve._npz import FAULTS, NpzFault, Reader, holds, leftovers, reading, write
+from convserve._npz import FAULTS, NpzFault, Reader, leftovers, reading, write
 from convserve.datasets import Dataset
 from convserve.errors import CheckpointError
 from convserve.graph import Graph
 from convserve.training.config import TrainConfig
 from convserve.training.step import Array
 
-__all__ = ["check_replaceable", "earlier", "identity", "is_unfinished", "read", "save", "tidy"]
+__all__ = ["ENTRY", "earlier", "identity", "is_unfinished", "read", "save", "tidy"]
 
 ENTRY = "__checkpoint__"
 FORMAT_VERSION = 2  # 2 brought checkpoints within an epoch
@@ -101,15 +101,6 @@ def read(
         raise CheckpointError(f"{path}: can't be resumed from: {error}") from error
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"{path}: can't be resumed from: its entry {error}") from error
-
-
-def check_replaceable(path: Path) -> None:
-    """CheckpointError if a file is there that is no checkpoint: whose it is, nobody knows."""
-    if path.exists() and path.stat().st_size and not holds(path, ENTRY):
-        raise CheckpointError(
-            f"{path}: it exists, is not a checkpoint, and would be replaced by one: choose another "
-            "name, or remove it"
-        )
 
 
 def is_unfinished(path: Path) -> bool:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from convserve import __version__, model_file
+from convserve._npz import holds
 from convserve.datasets import Dataset
 from convserve.graph import Graph
 from convserve.model_file import ModelFile
@@ -17,7 +18,7 @@ from convserve.training.config import TrainConfig
 from convserve.training.progress import EpochRecord
 from convserve.training.step import Array
 
-__all__ = ["Exporter", "check_writable"]
+__all__ = ["Exporter", "check_replaceable", "check_writable"]
 
 
 class Exporter:
@@ -81,3 +82,15 @@ def check_writable(path: Path, error: type[Exception]) -> None:
         raise error(f"{path}: it exists and is not a regular file")
     if not os.access(path.parent, os.W_OK):
         raise error(f"{path}: the folder {path.parent} is not writable")
+
+
+def check_replaceable(path: Path, entry: str, kind: str, error: type[Exception]) -> None:
+    """Raise `error` if a file without that entry is there: whose it is, nobody knows.
+
+    kind: what files with it are called. An empty file is nobody's.
+    """
+    if path.exists() and path.stat().st_size and not holds(path, entry):
+        raise error(
+            f"{path}: it exists, is not a {kind}, and would be replaced by one: choose another "
+            "name, or remove it"
+        )

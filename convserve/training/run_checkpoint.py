@@ -9,6 +9,7 @@ from typing import Any
 from convserve.errors import CheckpointError
 from convserve.training import checkpoint
 from convserve.training.averaging import Averages
+from convserve.training.export import check_replaceable
 from convserve.training.state import RunState
 from convserve.training.step import Array, TrainStep
 
@@ -29,7 +30,7 @@ class RunCheckpoint:
 
     def check(self) -> None:
         """CheckpointError if the file is there and is no checkpoint."""
-        checkpoint.check_replaceable(self.path)
+        check_replaceable(self.path, checkpoint.ENTRY, "checkpoint", CheckpointError)
 
     def save(
         self,
