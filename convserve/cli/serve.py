@@ -288,9 +288,9 @@ def command(
         raise click.UsageError("--tls-client-ca needs --tls-certificate and --tls-key")
     names = None if "*" in load_model or not explicit else load_model
 
-    from convserve.serving.memory import share_heaps
+    from convserve.serving.memory import bound_heaps
 
-    share_heaps()  # before the imports below start threads
+    bound_heaps()  # before the imports below start threads
 
     from convserve.serving.logs import LogSettings
 

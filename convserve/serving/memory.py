@@ -6,7 +6,10 @@ library give back what is free when the process has grown and does little else, 
 Giving back takes milliseconds, in which other threads may have to wait for memory.
 
 And the library has two heaps instead of eight a core: each keeps what it can't give back, and
-threads that take turns don't need one each. That is 4 MB less of 84 after a load.
+threads that take turns don't need one each. That is 4 MB less of 84 after a load. Buffers from 4 MB
+on lie outside of them, so that what is freed is the system's at once: glibc by itself puts buffers
+of up to 32 MB into its heaps once one was freed, keeps up to 64 MB at the end of each, and gives
+back the main one's only. Images of 9 million pixels left 4 to 22 MB behind, for good.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-__all__ = ["MemoryKeeper", "Watch", "share_heaps"]
+__all__ = ["MemoryKeeper", "Watch", "bound_heaps"]
 
 _SECONDS = 1.0  # between two looks
 _GROWN = 1 << 19  # bytes
@@ -27,15 +30,21 @@ _QUIET = 0.1  # of a core, below which nobody is kept waiting
 _AGAIN = 10  # looks
 _WORK = 0.02  # seconds of processor time, less than a large request takes
 _STATM = Path("/proc/self/statm")
-_M_ARENA_MAX = -8  # of glibc's malloc.h
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # of glibc's malloc.h
 _HEAPS = 2
+_LARGE = 4 << 20  # bytes
 
 
-def share_heaps() -> None:
-    """Let threads share two heaps; for before they start. Does nothing without glibc."""
+def bound_heaps() -> None:
+    """Let threads share two heaps without large buffers; for before they start.
+
+    Does nothing without glibc.
+    """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(_M_ARENA_MAX, _HEAPS)
+        mallopt(_M_MMAP_THRESHOLD, _LARGE)
+        mallopt(_M_TRIM_THRESHOLD, _LARGE)
 
 
 class Watch:
