@@ -15,10 +15,10 @@ from importlib import import_module
 __version__ = "0.1.0"
 
 if typing.TYPE_CHECKING:
-    from convserve import errors, kernels
+    from convserve import datasets, errors, kernels, layers
     from convserve.convert import convert_onnx, export_onnx
     from convserve.engine.model import Model, load
-    from convserve.graph import Graph, architectures, layers
+    from convserve.graph import Graph, architectures
     from convserve.training import train
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "__version__",
     "architectures",
     "convert_onnx",
+    "datasets",
     "errors",
     "export_onnx",
     "kernels",
@@ -41,10 +42,11 @@ _LAZY: dict[str, tuple[str, str | None]] = {
     "Model": ("convserve.engine.model", "Model"),
     "architectures": ("convserve.graph.architectures", None),
     "convert_onnx": ("convserve.convert", "convert_onnx"),
+    "datasets": ("convserve.datasets", None),
     "errors": ("convserve.errors", None),
     "export_onnx": ("convserve.convert", "export_onnx"),
     "kernels": ("convserve.kernels", None),
-    "layers": ("convserve.graph.layers", None),
+    "layers": ("convserve.layers", None),
     "load": ("convserve.engine.model", "load"),
     "train": ("convserve.training", "train"),
 }

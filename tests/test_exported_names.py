@@ -11,7 +11,7 @@ import pytest
 
 import convserve
 
-PACKAGES = ["convserve", "convserve.kernels", "convserve_client"]
+PACKAGES = ["convserve", "convserve.datasets", "convserve.kernels", "convserve_client"]
 
 
 @pytest.mark.parametrize("name", PACKAGES)
@@ -57,3 +57,11 @@ def test_errors_are_one_tree() -> None:
         error = getattr(convserve.errors, name)
         assert issubclass(error, convserve.errors.ConvserveError)
         assert name in (convserve.errors.__doc__ or ""), f"{name} is missing from the tree"
+
+
+def test_layers_are_a_module_to_import_from() -> None:
+    from convserve.graph import layers
+    from convserve.layers import Conv2d
+
+    assert Conv2d is layers.Conv2d
+    assert set(import_module("convserve.layers").__all__) == set(layers.__all__)

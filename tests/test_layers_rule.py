@@ -26,6 +26,7 @@ ALLOWED = {
     "errors": set(),
     "kernels": {"errors"},
     "graph": {"errors", "kernels"},
+    "layers": {"graph"},
     **dict.fromkeys(FILES, BELOW_PLAN),
     "plan": BELOW_PLAN,
     "engine": BELOW_PLAN | {"plan"},
