@@ -71,8 +71,9 @@ class Assembly:
                 layer = self.layers[op.layer] = op.info["layer"]
                 conv = self.convs[op.layer] = self.conv_layer(layer)
                 for number, halo in zip((layer["x"], layer["dy"]), conv.halos, strict=True):
-                    if number is not None and not self.tape.tensors[number].planar:
-                        tensor = self.tape.tensors[number]
+                    tensor = None if number is None else self.tape.tensors[number]
+                    # One pixel may be an affine layer's row too, whose channels have no gaps.
+                    if tensor and not tensor.planar and tensor.shape[1:] != (1, 1):
                         tensor.halo = max(tensor.halo, halo)
 
         for name, conv in self.convs.items():

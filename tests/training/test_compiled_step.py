@@ -146,7 +146,21 @@ def wide() -> Graph:
     return small.classified(g)
 
 
-OWN = [*(partial(curve, function) for function in CURVES), slopes, excitation, dag, overlapping]
+def one_pixel() -> Graph:
+    """Padded convolutions of one pixel: affine layers read it as a row, and write its gradient."""
+    g = Graph((2, 4, 4))
+    x = g.add(layers.Conv2d(18, 4))
+    y = g.add(layers.BatchNorm(), g.add(layers.Conv2d(18, 3, padding=1), x))
+    z = g.add(layers.Conv2d(CLASSES, 3, padding=1), y)
+    x, y = (g.add(layers.Affine(CLASSES), g.add(layers.Flatten(), name)) for name in (x, y))
+    g.add(layers.Add(), g.add(layers.Add(), x, y), g.add(layers.Flatten(), z))
+    return g
+
+
+OWN = [
+    *(partial(curve, function) for function in CURVES),
+    *(slopes, excitation, dag, overlapping, one_pixel),
+]
 
 
 def name_of(make):
