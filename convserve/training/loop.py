@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from convserve import kernels
+from convserve import kernels, model_file
 from convserve.datasets import Dataset, Split
 from convserve.errors import (
     CheckpointError,
@@ -38,7 +38,7 @@ from convserve.training.compiled import CompiledStep
 from convserve.training.config import TrainConfig
 from convserve.training.evaluation import accuracy
 from convserve.training.every import Every
-from convserve.training.export import Exporter, check_writable
+from convserve.training.export import Exporter, check_replaceable, check_writable
 from convserve.training.layerwise import LayerwiseStep
 from convserve.training.loss import class_weights
 from convserve.training.make_optimiser import make_optimiser
@@ -82,12 +82,14 @@ def train(
     it is true a checkpoint is written and TrainingStoppedError raised. provenance: JSON values to
     store in the model beside the run's own.
 
-    A file at `checkpoint` that is no checkpoint is refused; that of another, unfinished run is
-    kept, as NAME.earlier.npz (or NAME.earlier2.npz …), once this run writes its first.
+    A file at `out` that is no model, or at `checkpoint` that is no checkpoint, is refused. The
+    checkpoint of another, unfinished run is kept, as NAME.earlier.npz (or NAME.earlier2.npz …),
+    once this run writes its first.
 
     Raises TypeError or TrainingError for a setting, ShapeError if graph and data do not fit,
     TrainingError if the loss diverges, CheckpointError, and ModelFileError if `out` can't be
-    written. An interrupt or an error leaves the last checkpoint and export as they were.
+    written or is no model. An interrupt or an error leaves the last checkpoint and export as they
+    were.
     """
     if config is not None and options:
         raise TypeError(f"give config or settings, not both: {', '.join(options)}")
@@ -136,6 +138,8 @@ class _Run:
         for path, error in ((out, ModelFileError), (checkpoint_path, CheckpointError)):
             if path is not None:
                 check_writable(path, error)
+        if out is not None:
+            check_replaceable(out, model_file.ENTRY, "model", ModelFileError)
         if out is not None and checkpoint_path is not None and _same(out, checkpoint_path):
             raise CheckpointError(f"{out}: the model and the checkpoint can't be the same file")
         self.graph, self.dataset, self.config = graph, dataset, config

@@ -8,7 +8,7 @@ import pytest
 from convserve import layers
 from convserve._npz import holds
 from convserve.datasets.base import Split, build
-from convserve.errors import TrainingStoppedError
+from convserve.errors import ModelFileError, TrainingStoppedError
 from convserve.graph import Graph
 from convserve.training import Progress, checkpoint, train
 
@@ -38,6 +38,14 @@ def stopped(path, asked, **settings):
             small_net(), made_data(), checkpoint=path, stop=lambda: next(answers) == asked,
             **SETTINGS | settings,
         )  # fmt: skip
+
+
+def test_a_file_that_is_no_model_is_not_replaced(tmp_path):
+    out = tmp_path / "notes.npz"
+    out.write_bytes(b"mine")
+    with pytest.raises(ModelFileError, match="is not a model, and would be replaced by one"):
+        train(small_net(), made_data(), out=out, **SETTINGS)
+    assert out.read_bytes() == b"mine"
 
 
 def test_a_run_is_finished_by_its_last_export(tmp_path):

@@ -176,10 +176,11 @@ def test_an_interrupt_leaves_checkpoint_and_model_as_they_were(tmp_path):
 
 def test_without_validation_the_old_model_stays_until_the_end(tmp_path):
     out = tmp_path / "m.npz"
-    out.write_bytes(b"the old one")
+    train(small_net(), made_data(), out=out, **SETTINGS)
+    old = out.read_bytes()
     with pytest.raises(KeyboardInterrupt):
         train(small_net(), made_data(), out=out, progress=Interrupt(2), **SETTINGS)
-    assert out.read_bytes() == b"the old one"
+    assert out.read_bytes() == old
 
 
 def test_the_best_epoch_on_validation_is_exported(tmp_path):
