@@ -180,7 +180,10 @@ class ModelRepository:
             return [] if entry is None else [str(version) for version in sorted(entry.ready)]
 
     def index(self, *, only_ready: bool = False) -> list[IndexEntry]:
-        """Every known version with its state; models on disk that nobody loaded have none."""
+        """Every known version with its state; models on disk that nobody loaded have none.
+
+        While the disk can't be read these are left out.
+        """
         with self._changed:
             lines = [
                 IndexEntry(name, str(version), *entry.others.get(version, (READY, "")))
@@ -188,22 +191,34 @@ class ModelRepository:
                 for version in sorted({*entry.ready, *entry.others})
             ]
         known = {line.name for line in lines}
-        if self._loader is not None:
-            names = set(self._loader.source.names()) - known
-            lines += [IndexEntry(name, "", UNAVAILABLE, "not loaded") for name in names]
+        lines += [
+            IndexEntry(name, "", UNAVAILABLE, "not loaded") for name in self._on_disk() - known
+        ]
         lines.sort(key=lambda line: (line.name, int(line.version or 0)))
         return [line for line in lines if line.state == READY or not only_ready]
+
+    def _on_disk(self) -> set[str]:
+        if self._loader is None:
+            return set()
+        try:
+            return set(self._loader.source.names())
+        except ConvserveError as error:
+            _log.warning("%s", error)
+            return set()
 
     # Changes
 
     def load(self, name: str, override: Override | None = None) -> None:
         """Load or reload a model; what has not changed on disk stays as it is.
 
+        The repository needs to hold no model of that name if `override` brings the files.
         Raises InvalidRequestError for a bad name, ConfigError for an `override` that is wrong in
         itself, ModelLoadError for any fault of the model; in all cases what was served is served
         on.
         """
-        if self._loader is None or not self._loader.source.has(check_name(name)):
+        check_name(name)
+        given = override is not None and bool(override.files)
+        if self._loader is None or not (given or self._loader.source.has(name)):
             raise ModelLoadError(f"failed to load '{name}', failed to poll from model repository")
         if override is not None:
             self._loader.config(name, override)
@@ -247,8 +262,9 @@ class ModelRepository:
                 return
             raise ModelNotFoundError(f"Request for unknown model: {shown(name)} is not found")
         with entry.changing:
-            self._announce(name, entry, {})
-            self._switch(name, entry, {})
+            if entry.ready:  # else what is known of its versions stays
+                self._announce(name, entry, {})
+                self._switch(name, entry, {})
         self._tell(name)
 
     def _announce(self, name: str, entry: _Entry, fresh: dict[int, ServedModel]) -> None:
@@ -341,7 +357,10 @@ class ModelRepository:
         self, name: str, entry: _Entry, source: Source, settled: bool, loaded_only: bool
     ) -> None:
         if not source.has(name):
-            if entry.ready:
+            gone, entry.seen = entry.seen is None, None
+            from_disk = any(served.stamp is not None for served in entry.ready.values())
+            if from_disk and (gone or not settled):
+                entry.stamp = None  # so that it is loaded again if it comes back as it was
                 self.unload(name)
             return
         stamp = source.stamp(name)

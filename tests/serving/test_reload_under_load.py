@@ -17,6 +17,7 @@ import pytest
 from post_state import FULL, WAIT, PostState, report
 from tiny_models import image, save_tiny
 
+from convserve.engine.loader import Override
 from convserve.engine.repository import ModelRepository
 from convserve.engine.request import Request
 from convserve.errors import ModelNotFoundError
@@ -231,8 +232,51 @@ def test_a_change_is_taken_over_when_it_has_settled(followed, root):
     (root / "new" / "1").rmdir()
     (root / "new").rmdir()
     followed.refresh()
+    followed.refresh()
     with pytest.raises(ModelNotFoundError):
         followed.acquire("new")
+
+
+def test_a_model_that_is_gone_at_one_look_is_served_on(followed, root):
+    away = root / ".m"
+    (root / "m").rename(away)  # as a deployment does that puts a new directory in its place
+    followed.refresh()
+    away.rename(root / "m")
+    followed.refresh()
+    followed.refresh()
+    assert followed.versions("m") == ["1"]
+
+
+def test_a_model_that_comes_back_as_it_was_is_served_again(followed, root):
+    away = root / ".m"
+    (root / "m").rename(away)
+    followed.refresh(settled=False)
+    assert followed.versions("m") == []
+    away.rename(root / "m")
+    followed.refresh()
+    followed.refresh()
+    assert followed.versions("m") == ["1"]
+
+
+def test_a_model_that_was_sent_is_served_although_the_repository_does_not_hold_it(followed, root):
+    data = (root / "m" / "1" / "model.npz").read_bytes()
+    followed.load("sent", Override({}, {2: data}))
+    for _ in range(2):
+        followed.refresh()
+        followed.refresh(settled=False)
+    assert followed.versions("sent") == ["2"]
+    followed.unload("sent")
+    with pytest.raises(ModelNotFoundError):
+        followed.acquire("sent")
+
+
+def test_the_index_while_the_repository_is_out_of_reach(followed, root):
+    away = root.with_name("away")
+    root.rename(away)
+    assert followed.index() == [("m", "1", "READY", "")]
+    followed.refresh(settled=False)
+    assert followed.versions("m") == ["1"]
+    away.rename(root)
 
 
 def test_a_half_copied_file_is_never_served(followed, root):

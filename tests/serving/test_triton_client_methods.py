@@ -165,6 +165,7 @@ def test_model_control(client, root):
     assert value(client.infer("other", [given()])) == 7
     client.unload_model("m")
     assert not client.is_model_ready("m")
+    client.unload_model("m")  # changes nothing
     assert index(client) == [("m", "4", "UNAVAILABLE"), ("other", "7", "READY")]
     with pytest.raises(InferenceServerException, match="has no available versions"):
         client.infer("m", [given()])
@@ -197,6 +198,18 @@ def test_files_given_to_load(client, tmp_path):
     with pytest.raises(InferenceServerException, match="unrecognized load parameter"):
         client.load_model("m", config="{}", files={"file:../x/model.npz": data})
     assert value(client.infer("m", [given()], "5")) == 50
+
+
+def test_files_of_a_model_that_the_repository_does_not_hold(client, tmp_path):
+    data = save_tiny(tmp_path / "sent.npz", 50).read_bytes()
+    client.load_model("sent", config="{}", files={"file:2/model.npz": data})
+    assert value(client.infer("sent", [given()])) == 50
+    client.unload_model("sent")
+    assert not client.is_model_ready("sent")
+    for files in ({}, {"file:2/model.npz": data[:-9]}):
+        config = "{}" if files else None
+        with pytest.raises(InferenceServerException, match="failed to load 'sent2'"):
+            client.load_model("sent2", config=config, files=files)
 
 
 @pytest.mark.parametrize(
