@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from math import isfinite
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,7 @@ COLOURS = {"grey": 1, "rgb": 3, "bgr": 3}  # to channels
 # Pillow's names
 INTERPOLATIONS = ("bicubic", "bilinear", "box", "hamming", "lanczos", "nearest")
 MAX_SIDE = 65535  # pixels
+_Value = TypeVar("_Value", bound=np.generic)
 # What format version 1 of a model file has.
 _BASIC = {"height", "width", "colour", "mean", "std", "interpolation"}
 
@@ -74,6 +75,10 @@ class Preprocessing:
     def channels(self) -> int:
         """1 for grey, 3 for rgb and bgr."""
         return COLOURS[self.colour]
+
+    def as_drawn(self, channels: npt.NDArray[_Value]) -> npt.NDArray[_Value]:
+        """[…, C, H, W], pixels or filters of them, in the order in which pictures are drawn."""
+        return channels[..., ::-1, :, :] if self.colour == "bgr" else channels
 
     @property
     def is_basic(self) -> bool:

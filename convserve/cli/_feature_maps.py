@@ -38,7 +38,8 @@ def write_feature_maps(path: Path, image: Path, out: Path, threads: int | None) 
     names = mapped_layers(model.graph)
     maps = model.predict(pixels[None], names)
     assert isinstance(maps, dict)
-    picture = draw(pixels, {name: maps[name][0] for name in names}, model.labels)
+    shown = model.preprocessing.as_drawn(pixels)
+    picture = draw(shown, {name: maps[name][0] for name in names}, model.labels)
     try:
         with atomic_file(out) as file:
             picture.save(file, "PNG")

@@ -107,13 +107,14 @@ class JudgedImages:
         return data, images
 
     def _wanted(self, model: Candidate) -> dict[str, Any]:
-        """How a folder's images are brought to their size: as the model has it, if not told."""
+        """How images are brought to size and colour: as the model has it, if not told."""
         size, recipe = self._options["image_size"], None
+        p = model.preprocessing
         if (self._options["data"] or "").startswith("folder:"):
             size = size or model.input_shape[1:]
-            if (p := model.preprocessing) is not None:
+            if p is not None:
                 recipe = {"resize": p.resize, "interpolation": p.interpolation, "exif": p.exif}
-        return {"image_size": size, "recipe": recipe}
+        return {"image_size": size, "recipe": recipe, "colour": None if p is None else p.colour}
 
 
 def _held_out(options: dict[str, Any], models: Sequence[Candidate]) -> HeldOut | None:

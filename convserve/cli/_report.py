@@ -67,6 +67,11 @@ class Subject(NamedTuple):
     images: Split
     judged: Judged
 
+    def drawn(self, pixels: Pixels) -> Pixels:
+        """An image's channels as pictures have them."""
+        preprocessing = self.model.preprocessing
+        return pixels if preprocessing is None else preprocessing.as_drawn(pixels)
+
 
 class Run(NamedTuple):
     """How the model came about: its epochs, which it is of, its accuracy on test images."""
@@ -219,7 +224,9 @@ def _filters(model: Model) -> list[Section]:
         else "Violet weights are negative, orange ones positive, white ones near zero."
     )
     what = f"{count} filters of {height}×{width}" + ("" if shown == count else f", first {shown}")
-    png = pictures.draw_filters(found.weight)
+    preprocessing = model.preprocessing
+    weight = found.weight if preprocessing is None else preprocessing.as_drawn(found.weight)
+    png = pictures.draw_filters(weight)
     return [
         Section(
             "First-layer filters",
@@ -236,7 +243,8 @@ def _worst(subject: Subject) -> Section:
     if not mistakes:
         return Section("Worst errors", "Every answer is right.", wide=True)
     told = [f"{m.label} taken for {m.predicted}" for m in mistakes[:5]]
-    png = figures.mistakes_grid(mistakes, 5 if large else 10)
+    drawn = [m._replace(pixels=subject.drawn(m.pixels)) for m in mistakes]
+    png = figures.mistakes_grid(drawn, 5 if large else 10)
     return Section(
         "Worst errors",
         "Wrong with the highest confidence: what the image is, and what the model said.",
@@ -271,7 +279,7 @@ def _maps(subject: Subject, chosen: Sequence[_Shown]) -> Section:
     for number, one in enumerate(chosen, 1):
         maps = subject.model.predict(one.pixels[None], names)
         assert isinstance(maps, dict)
-        picture = draw(one.pixels, {n: maps[n][0] for n in names}, subject.labels)
+        picture = draw(subject.drawn(one.pixels), {n: maps[n][0] for n in names}, subject.labels)
         buffer = io.BytesIO()
         picture.save(buffer, "PNG", optimize=True)
         alt = f"Feature maps of {one.caption}, layer by layer: {', '.join(names)}."

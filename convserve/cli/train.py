@@ -210,7 +210,9 @@ def _load(job: _Job, init: ModelFile | None) -> Dataset:
         "exif": options["exif"],
     }
     recipe = {name: value for name, value in said.items() if value is not None}
-    image_size, spec = options["image_size"], options["data"]
+    image_size, spec, colour = options["image_size"], options["data"], None
+    if init is not None and init.preprocessing is not None:
+        colour = init.preprocessing.colour
     if init is not None and spec and spec.startswith("folder:"):
         image_size = image_size or init.graph.input_shape[1:]
         if init.preprocessing is not None and not recipe:
@@ -221,6 +223,7 @@ def _load(job: _Job, init: ModelFile | None) -> Dataset:
         seed=job.config.seed,
         image_size=image_size,
         recipe=recipe,
+        colour=colour,
         cache=cache_choice(options["cache"], options["no_cache"]),
         skip_bad_files=options["skip_bad_files"],
     )

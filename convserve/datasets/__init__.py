@@ -26,6 +26,7 @@ from convserve.datasets.idx import load_mnist
 from convserve.datasets.npz import load_npz
 from convserve.datasets.sample import load_sample
 from convserve.errors import DatasetError
+from convserve.preprocessing import COLOURS
 
 __all__ = ["Dataset", "HeldOut", "Selection", "Split", "load"]
 
@@ -39,6 +40,7 @@ def load(
     seed: int = 0,
     image_size: tuple[int, int] | None = None,
     recipe: Mapping[str, Any] | None = None,
+    colour: str | None = None,
     cache: str | os.PathLike[str] | bool | None = None,
     skip_bad_files: bool = False,
 ) -> Dataset:
@@ -47,11 +49,15 @@ def load(
     validation: the share of every class's training images to hold out (None: none), chosen by
     `seed`. image_size: (height, width) to which a folder's images are resized; other sources have
     a size of their own. recipe: how they are, as `resize`, `interpolation` and `exif` of
-    `Preprocessing`; the trained model keeps it. cache: where a folder's decoded images are kept in
-    a memory-mapped file (True: in the user's cache folder, False: nowhere, None: there if they take
-    more than 64 MiB). skip_bad_files: leave out files of a folder that can't be read. Raises
-    DatasetError for every fault, and before any training begins.
+    `Preprocessing`; the trained model keeps it. colour: grey, rgb or bgr, to which a folder's
+    images are brought (None: grey if all are, else rgb); of other data rgb becomes bgr, and else
+    they stay as they are. cache: where a folder's decoded images are kept in a memory-mapped file
+    (True: in the user's cache folder, False: nowhere, None: there if they take more than 64 MiB).
+    skip_bad_files: leave out files of a folder that can't be read. Raises DatasetError for every
+    fault, and before any training begins.
     """
+    if colour is not None and colour not in COLOURS:
+        raise DatasetError(f"colour must be one of {', '.join(COLOURS)}, not {colour!r}")
     said = {
         "image size": image_size is not None,
         "how images are resized": bool(recipe),
@@ -79,7 +85,9 @@ def load(
             seed=seed,
             image_size=image_size,
             recipe=recipe,
+            colour=colour,
             cache=cache,
             skip_bad_files=skip_bad_files,
         )
-    return _READERS[kind](path, name, validation=validation, seed=seed)
+    data = _READERS[kind](path, name, validation=validation, seed=seed)
+    return data.in_bgr() if colour == "bgr" and data.preprocessing.colour == "rgb" else data

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -157,6 +157,17 @@ class Dataset:
         _, channels, height, width = self.train.x.shape
         return channels, height, width
 
+    def in_bgr(self) -> Dataset:
+        """The same images with their channels turned round, in memory."""
+        p = self.preprocessing
+        parts = {
+            part: replace(split, x=np.ascontiguousarray(split.x[:][:, ::-1]))
+            for part in ("train", "validation", "test")
+            if (split := getattr(self, part)) is not None
+        }
+        turned = replace(p, colour="bgr", mean=p.mean[::-1], std=p.std[::-1])
+        return replace(self, preprocessing=turned, **parts)
+
 
 def as_text(name: str) -> str:
     """The name of a file as text that JSON can hold: bytes that are no UTF-8 become `\\xNN`."""
@@ -176,7 +187,8 @@ def build(
 ) -> Dataset:
     """Check the splits against each other, hold validation images out, measure mean and std.
 
-    recipe: how the images were brought to their size, for the model's preprocessing.
+    recipe: how the images were brought to their size, for the model's preprocessing, and their
+    colour if they are bgr.
 
     The test images take no part in the mean and std, nor do those held out.
     """
@@ -201,14 +213,8 @@ def build(
         held_out = HeldOut(validation, seed)
     mean, std = channel_statistics(train.x)
     _, channels, height, width = train.x.shape
-    preprocessing = Preprocessing(
-        height=height,
-        width=width,
-        colour="grey" if channels == 1 else "rgb",
-        mean=mean,
-        std=std,
-        **(recipe or {}),
-    )
+    told: dict[str, Any] = {"colour": "grey" if channels == 1 else "rgb", **(recipe or {})}
+    preprocessing = Preprocessing(height=height, width=width, mean=mean, std=std, **told)
     return Dataset(name, train, validation_images, test, labels, preprocessing, notes, held_out)
 
 

@@ -119,7 +119,8 @@ class CacheFile:
             return None  # damaged: it is made again
 
     def _make(self, path: Path) -> None:
-        shape = (len(self.paths), 3, self.wanted.height, self.wanted.width)
+        wanted = self.wanted
+        shape = (len(self.paths), wanted.channels, wanted.height, wanted.width)
         with self._unfinished(path) as (temporary, file):
             offset = _write_header(file, shape)
             _take_room(file, offset + prod(shape))

@@ -26,6 +26,7 @@ from convserve.errors import DatasetError, ImageError
 from convserve.images import EXTENSIONS
 from convserve.images import image_size as size_of
 from convserve.model_file import Preprocessing
+from convserve.preprocessing import COLOURS
 
 __all__ = ["load_folder"]
 
@@ -52,6 +53,7 @@ def load_folder(
     seed: int,
     image_size: tuple[int, int] | None = None,
     recipe: Mapping[str, Any] | None = None,
+    colour: str | None = None,
     cache: str | os.PathLike[str] | bool | None = None,
     skip_bad_files: bool = False,
 ) -> Dataset:
@@ -59,15 +61,15 @@ def load_folder(
 
     Without one they must be of one size, unless the recipe has `resize`: then what that leaves is
     cropped to the first one's size. recipe: `resize`, `interpolation` and `exif` as
-    `Preprocessing` has them; the model keeps them.
+    `Preprocessing` has them; the model keeps them. colour: grey, rgb or bgr; None for grey if every
+    pixel of every image is, else rgb.
     cache: the folder of a file with the decoded images, which the next run finds again; True for
     the user's own cache folder, False to keep them in memory, None for the cache folder if they
     take more than 64 MiB. skip_bad_files: leave out what can't be read.
 
-    The data set is grey if every pixel of every image is, else RGB. Raises DatasetError for a
-    missing folder, images of other sizes, an empty class, classes that differ between train and
-    test, files that can't be read (it lists them), images that would not fit in memory, or a cache
-    that can't be written.
+    Raises DatasetError for a missing folder, images of other sizes, an empty class, classes that
+    differ between train and test, files that can't be read (it lists them), images that would not
+    fit in memory, or a cache that can't be written.
     """
     if not folder.is_dir():
         raise DatasetError(f"{folder}: no such folder")
@@ -90,14 +92,22 @@ def load_folder(
     one_size = image_size is None and recipe.get("resize") is None
     height, width = image_size or _first_size(paths, exif=recipe.get("exif", True))
     _check_crop(recipe.get("resize"), height, width, of_first=image_size is None)
-    wanted = Preprocessing(height, width, "rgb", (0.0,) * 3, (1.0,) * 3, **recipe)
-    if cache is None:
-        cache = _bytes(paths, wanted) > CACHE_FROM
-    if cache is False:
-        pixels, outcome = _in_memory(paths, wanted, skip_bad_files, one_size)
-    else:
-        place = default_cache() if cache is True else Path(cache).expanduser()
-        pixels, outcome = CacheFile(place, folder, paths, wanted, skip_bad_files, one_size).load()
+
+    def pixels_in(order: str) -> tuple[Pixels, Outcome]:
+        channels = COLOURS[order]
+        wanted = Preprocessing(height, width, order, (0.0,) * channels, (1.0,) * channels, **recipe)
+        kept = _bytes(paths, wanted) > CACHE_FROM if cache is None else cache
+        if kept is False:
+            return _in_memory(paths, wanted, skip_bad_files, one_size)
+        place = default_cache() if kept is True else Path(kept).expanduser()
+        return CacheFile(place, folder, paths, wanted, skip_bad_files, one_size).load()
+
+    # Mostly a folder is as colourful as its model: one file in the cache serves all who ask.
+    pixels, outcome = pixels_in("bgr" if colour == "bgr" else "rgb")
+    if colour == "grey" and pixels.shape[1] > 1:
+        pixels, outcome = pixels_in("grey")
+    elif colour in ("rgb", "bgr") and pixels.shape[1] == 1:
+        pixels = _three_alike(pixels)
     skipped = check_faults(outcome, len(paths), skip_bad_files)
     bad, count = np.array(list(outcome.faults), np.int64), len(parts[0].paths)
     y = np.delete(np.concatenate([part.y for part in parts]), bad)
@@ -115,7 +125,7 @@ def load_folder(
         notes.append(f"files left out, as their names have no image's suffix: {ignored}")
     return build(
         name, train, test, labels, validation=validation, seed=seed, notes=tuple(notes),
-        recipe=recipe,
+        recipe=recipe if colour is None else {**recipe, "colour": colour},
     )  # fmt: skip
 
 
@@ -184,8 +194,16 @@ def _first_size(paths: Sequence[str], exif: bool) -> tuple[int, int]:
 
 
 def _bytes(paths: Sequence[str], wanted: Preprocessing) -> int:
-    """What the images take, decoded as RGB."""
-    return len(paths) * 3 * wanted.height * wanted.width
+    """What the images take, decoded."""
+    return len(paths) * wanted.channels * wanted.height * wanted.width
+
+
+def _three_alike(pixels: Pixels) -> Pixels:
+    """Grey images as those of three channels; of a mapped file without a copy."""
+    shape = (len(pixels), 3, *pixels.shape[2:])
+    if isinstance(pixels, np.memmap):
+        return np.broadcast_to(pixels, shape, subok=True)
+    return pixels.repeat(3, axis=1)
 
 
 def _in_memory(
@@ -199,7 +217,8 @@ def _in_memory(
             f"{len(paths)} images of {wanted.height}×{wanted.width} pixels need {size / 1e9:.1f} "
             f"GB of {memory / 1e9:.1f} GB memory: choose a smaller image size, or --cache DIR"
         )
-    pixels = np.empty((len(paths), 3, wanted.height, wanted.width), np.uint8)
+    shape = (len(paths), wanted.channels, wanted.height, wanted.width)
+    pixels = np.empty(shape, np.uint8)
     outcome = decode(paths, wanted, pixels, one_size)
     check_faults(outcome, len(paths), skip_bad_files)
     if outcome.faults:

@@ -47,6 +47,12 @@ def from_model(
             f"the data set's are {dataset.input_shape}"
         )
     if model.preprocessing is not None:
+        wanted, given = model.preprocessing.colour, dataset.preprocessing.colour
+        if wanted != given:
+            raise ShapeError(
+                f"the model's images are {wanted}, the data set's {given}: "
+                f'load them with colour="{wanted}"'
+            )
         dataset = replace(dataset, preprocessing=model.preprocessing)
     else:
         told.append("the model does not say how its pixels were prepared: those of the data count")

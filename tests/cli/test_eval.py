@@ -12,7 +12,7 @@ from PIL import Image
 from convserve import layers
 from convserve.cli import main
 from convserve.graph import Graph
-from convserve.model_file import ModelFile, Preprocessing, save
+from convserve.model_file import ModelFile, Preprocessing, load, save
 
 LABELS = ("0", "1", "2")
 
@@ -255,3 +255,47 @@ def test_without_labels_the_number_of_classes_must_fit(tmp_path, data, capsys):
 def test_a_missing_model_is_one_line(tmp_path, capsys):
     assert convserve("eval", tmp_path / "absent.npz") == 1
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def colourful(path, colour):
+    """The class is which of red, green and blue is the brightest."""
+    g = Graph((3, 1, 1) if colour != "grey" else (1, 1, 1))
+    g.add(layers.Flatten())
+    g.add(layers.Affine(3, bias=False))
+    channels = g.input_shape[0]
+    weight = np.eye(3, channels, dtype=np.float32)
+    params = {"affine1.weight": weight[::-1].copy() if colour == "bgr" else weight}
+    made = Preprocessing(1, 1, colour, (0.0,) * channels, (1.0,) * channels)
+    save(path, ModelFile(g, params, ("0", "1", "2"), made, {}))
+    return path
+
+
+def colours(tmp_path):
+    """A folder and an .npz of the same six images, whose class is their colour."""
+    y, tints = np.arange(6) % 3, np.array([[200, 10, 40], [20, 210, 30], [0, 50, 190]], np.uint8)
+    for row, label in enumerate(y):
+        (tmp_path / "images" / str(label)).mkdir(parents=True, exist_ok=True)
+        file = tmp_path / "images" / str(label) / f"{row}.png"
+        Image.fromarray(tints[label].reshape(1, 1, 3)).save(file)
+    np.savez(tmp_path / "data.npz", x=tints[y].reshape(6, 3, 1, 1), y=y)
+    return f"folder:{tmp_path / 'images'}", f"npz:{tmp_path / 'data.npz'}"
+
+
+def test_images_come_in_the_models_colours(tmp_path, capsys):
+    rgb, bgr = (colourful(tmp_path / f"{c}.npz", c) for c in ("rgb", "bgr"))
+    grey = colourful(tmp_path / "grey.npz", "grey")
+    for spec in colours(tmp_path):
+        for path in (rgb, bgr):
+            assert convserve("eval", path, "--data", spec, "--split", "train") == 0
+            assert capsys.readouterr().out.splitlines()[-1] == "accuracy 100.00 %"
+        assert convserve("compare", rgb, bgr, "--data", spec, "--split", "train", "--json") == 0
+        assert json.loads(capsys.readouterr().out)["agreement"] == 1.0
+        tuned = tmp_path / "tuned.npz"
+        args = ("--data", spec, "--batch-size", 2, "--epochs", 1, "--lr", 1e-6, "--shift", 0)
+        assert convserve("train", "--init", bgr, *args, "--out", tuned) == 0
+        assert "training 100.00 %" in capsys.readouterr().out
+        assert load(tuned).preprocessing.colour == "bgr"
+    folder, arrays = colours(tmp_path)
+    assert convserve("eval", grey, "--data", folder, "--split", "train") == 0
+    assert convserve("eval", grey, "--data", arrays, "--split", "train") == 1
+    assert "takes images of (1, 1, 1)" in capsys.readouterr().err

@@ -227,3 +227,36 @@ def test_a_recipe_is_kept_for_the_model(tmp_path) -> None:
     np.testing.assert_array_equal(data.train.x[0], np.asarray(resized).transpose(2, 0, 1))
     with pytest.raises(DatasetError, match="can only be set for folder"):
         datasets.load(recipe=recipe)
+
+
+@pytest.mark.parametrize("cached", [False, True])
+@pytest.mark.parametrize("pictures", ["L", "RGB"])
+def test_images_are_brought_to_the_colour_that_is_asked_for(tmp_path, pictures, cached):
+    rng = np.random.default_rng(0)
+    for name in ("a", "b"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for i in range(3):
+            picture = Image.fromarray(rng.integers(0, 256, (4, 5, 3), np.uint8)).convert(pictures)
+            picture.save(tmp_path / "data" / name / f"{i}.png")
+    spec, cache = f"folder:{tmp_path / 'data'}", tmp_path / "cache" if cached else False
+    first = Image.open(tmp_path / "data" / "a" / "0.png")
+    rgb = np.asarray(first.convert("RGB")).transpose(2, 0, 1)
+    expected = {"rgb": rgb, "bgr": rgb[::-1], "grey": np.asarray(first.convert("L"))[None]}
+    for colour, pixels in expected.items():
+        data = datasets.load(spec, colour=colour, cache=cache, validation=0.4)
+        assert data.preprocessing.colour == colour
+        assert len(data.preprocessing.mean) == data.input_shape[0] == len(pixels)
+        assert len(data.train) == 4 and len(data.validation) == 2
+        whole = datasets.load(spec, colour=colour, cache=cache)
+        np.testing.assert_array_equal(whole.train.x[0], pixels)
+    assert datasets.load(spec).preprocessing.colour == {"L": "grey", "RGB": "rgb"}[pictures]
+    with pytest.raises(DatasetError, match="colour must be one of grey, rgb, bgr, not 'blue'"):
+        datasets.load(spec, colour="blue")
+
+
+def test_arrays_in_another_order_of_channels(tmp_path):
+    x = np.random.default_rng(0).integers(0, 256, (6, 3, 2, 2), np.uint8)
+    np.savez(tmp_path / "d.npz", x=x, y=np.arange(6) % 2)
+    rgb, bgr = (datasets.load(f"npz:{tmp_path / 'd.npz'}", colour=c) for c in ("rgb", "bgr"))
+    np.testing.assert_array_equal(bgr.train.x, x[:, ::-1])
+    assert bgr.preprocessing.mean == rgb.preprocessing.mean[::-1]
