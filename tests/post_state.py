@@ -10,7 +10,7 @@ import numpy as np
 
 from convserve_client import protocol, tensors
 
-WAIT = 60.0
+WAIT = 120.0
 FULL = os.environ.get("CONVSERVE_RELIABILITY") == "full"  # `make reliability`: all iterations
 GROWTH = 0.02
 HEAP_BYTES = 0 if FULL else 1 << 20  # what a load from many sides may leave in pieces of pages

@@ -13,7 +13,7 @@ import grpc
 
 from convserve_client import protocol, tensors
 
-WAIT = 60.0  # seconds after which a test has failed; never waited for in full
+WAIT = 120.0  # seconds after which a test has failed; never waited for in full
 
 
 FREE_PORTS = ("--port", "0", "--metrics-port", "0")

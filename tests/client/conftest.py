@@ -24,6 +24,7 @@ import convserve_client
 from convserve_client import protocol, tensors
 
 CLASSES = 3
+WAIT = 60.0  # seconds after which a test has failed; never waited for in full
 
 
 def scores_of(x: np.ndarray) -> np.ndarray:
@@ -243,7 +244,7 @@ class ToyServer:
         self.arrived.release()
         try:
             if self.hold is not None:
-                self.hold.wait(10)
+                self.hold.wait(WAIT)
             time.sleep(self.delay(request))
             return self._infer(model, request, context)
         finally:
@@ -308,7 +309,7 @@ class Blocking:
         async def run() -> Any:
             return await awaitable
 
-        return asyncio.run_coroutine_threadsafe(run(), self._loop).result(30)
+        return asyncio.run_coroutine_threadsafe(run(), self._loop).result(WAIT)
 
     def __getattr__(self, name: str) -> Any:
         method = getattr(self.client, name)

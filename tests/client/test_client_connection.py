@@ -16,6 +16,7 @@ import pytest
 from convserve_client import AsyncClient, Client, errors
 
 UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
+WAIT = 60.0  # seconds after which a test has failed; never waited for in full
 
 
 def timed(call: Callable[[], Any]) -> float:
@@ -65,12 +66,19 @@ def test_a_large_request_is_retried_whole(connect: Any, server: Any) -> None:
     assert server.calls == ["ModelInfer"] * 2
 
 
-def test_push_back_sets_the_wait(client: Any, server: Any) -> None:
-    client.server_live()
-    server.fail = [(UNAVAILABLE, "queue full", "250")]
-    assert 0.24 < timed(client.server_live) < 2
-    server.fail = [(UNAVAILABLE, "queue full", "1")] * 3
-    assert timed(client.server_live) < 0.1 + 1
+def test_push_back_sets_the_wait(connect: Any, server: Any) -> None:
+    seconds = []
+    for _ in range(5):
+        client = connect(server.address)
+        client.server_live()
+        server.fail = [(UNAVAILABLE, "queue full", "250")]
+        long = timed(client.server_live)
+        assert long > 0.24
+        server.fail = [(UNAVAILABLE, "queue full", "1")] * 3
+        seconds.append((long, timed(client.server_live)))
+    best = [min(some) for some in zip(*seconds, strict=True)]
+    assert best[0] < 2
+    assert best[1] < 0.9  # the back-off would be 0.1 s, 0.3 s and 0.9 s, give or take a fifth
 
 
 def test_a_negative_push_back_forbids_the_retry(client: Any, server: Any) -> None:
@@ -82,11 +90,11 @@ def test_a_negative_push_back_forbids_the_retry(client: Any, server: Any) -> Non
 
 def test_retries_end_at_the_deadline(client: Any, server: Any) -> None:
     client.server_live()
-    server.fail = [(UNAVAILABLE, "queue full", "5000")]
+    server.fail = [(UNAVAILABLE, "queue full", "50000")]
     start = time.monotonic()
     with pytest.raises(errors.DeadlineExceededError):
         client.server_live(timeout=0.2)
-    assert time.monotonic() - start < 4  # and does not wait for what the server asks for
+    assert time.monotonic() - start < 40  # and does not wait for what the server asks for
 
 
 def test_pipelined_requests_are_retried_in_order(client: Any, server: Any) -> None:
@@ -103,10 +111,9 @@ def test_pipelined_requests_are_retried_in_order(client: Any, server: Any) -> No
 def test_the_deadline_holds_for_the_whole_call(client: Any, server: Any) -> None:
     client.predict(server.images(1))
     server.delay = lambda request: 0.1
-    start = time.monotonic()
     with pytest.raises(errors.DeadlineExceededError) as caught:
         client.predict(server.images(400), timeout=0.25)  # 100 requests, 8 at once
-    assert time.monotonic() - start < 2
+    assert len(server.requests) < 1 + 100
     assert isinstance(caught.value, TimeoutError)
     assert caught.value.code is grpc.StatusCode.DEADLINE_EXCEEDED
     server.delay = lambda request: 0.0
@@ -115,7 +122,7 @@ def test_the_deadline_holds_for_the_whole_call(client: Any, server: Any) -> None
 
 def test_the_clients_own_timeout_is_the_default(connect: Any, server: Any) -> None:
     client = connect(server.address, timeout=0.15)
-    client.predict(server.images(1))
+    client.predict(server.images(1), timeout=WAIT)  # it knows the model
     server.hold = threading.Event()
     with pytest.raises(errors.DeadlineExceededError):
         client.predict(server.images(1))
@@ -129,28 +136,47 @@ def test_no_server_is_unavailable(connect: Any, nobody: str) -> None:
     start = time.monotonic()
     with pytest.raises(errors.UnavailableError, match="connect"):
         client.server_live()
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < WAIT / 2  # that of a call, which is 60 s
 
 
 def test_a_silent_server_is_given_up_after_connect_timeout(connect: Any) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        client = connect(f"127.0.0.1:{silent.getsockname()[1]}", retries=0, connect_timeout=0.3)
+        client = connect(
+            f"127.0.0.1:{silent.getsockname()[1]}", retries=0, connect_timeout=0.3, timeout=WAIT
+        )
         start = time.monotonic()
-        with pytest.raises(errors.UnavailableError):
+        with pytest.raises(errors.UnavailableError):  # and not that the call took too long
             client.server_live()
-        assert 0.2 < time.monotonic() - start < 3
+        assert time.monotonic() - start > 0.2
 
 
 def test_a_server_that_comes_back_is_found(connect: Any, make_server: Any) -> None:
-    server = make_server()
-    client = connect(server.address, retries=4)
-    x = server.images(9)
+    servers = [make_server()]
+    client = connect(servers[0].address, retries=4)
+    x = servers[0].images(9)
     client.predict(x)
-    server.stop()
-    starter = threading.Timer(0.3, make_server, kwargs={"port": server.port})
-    starter.start()
-    np.testing.assert_array_equal(client.predict(x), server.scores_of(x))
-    starter.join()
+    for late in range(3):
+        servers[-1].stop()
+        again = lambda: servers.append(make_server(port=servers[0].port))  # noqa: E731
+        starter = threading.Timer(0.3, again)
+        starter.start()
+        try:
+            np.testing.assert_array_equal(client.predict(x), servers[0].scores_of(x))
+            return
+        except errors.UnavailableError:  # it was away for longer than the four retries take
+            assert late < 2
+        finally:
+            starter.join()
+
+
+def refuses_to_wait(client: Any, match: str, **options: Any) -> None:
+    """With a time that is long enough to find out why."""
+    for seconds in (0.2, 1.0, 5.0, 25.0):
+        with pytest.raises(errors.DeadlineExceededError) as caught:
+            client.wait_ready(seconds, **options)
+        if match in str(caught.value):
+            return
+    raise caught.value
 
 
 def test_wait_ready_waits_for_server_and_model(connect: Any, make_server: Any) -> None:
@@ -164,17 +190,15 @@ def test_wait_ready_waits_for_server_and_model(connect: Any, make_server: Any) -
     made: list[Any] = []
     starter = threading.Timer(0.1, lambda: made.append(make_server(port=gone.port)))
     starter.start()
-    client.wait_ready(10)
+    client.wait_ready(WAIT)
     starter.join()
     (server,) = made
     server.ready = False
-    with pytest.raises(errors.DeadlineExceededError, match="says that it is not ready"):
-        client.wait_ready(0.2)
+    refuses_to_wait(client, "says that it is not ready")
     server.ready = True
-    with pytest.raises(errors.DeadlineExceededError, match="model 'late' is not ready"):
-        client.wait_ready(0.2, model="late")
+    refuses_to_wait(client, "model 'late' is not ready", model="late")
     server.models["late"] = server.Model()
-    client.wait_ready(10, model="late")
+    client.wait_ready(WAIT, model="late")
 
 
 def test_a_closed_client_says_so(connect: Any, server: Any) -> None:
@@ -194,7 +218,7 @@ def test_a_closed_client_says_so(connect: Any, server: Any) -> None:
 def test_closing_ends_the_calls_of_other_threads(connect: Any, server: Any) -> None:
     client = connect(server.address)
     client.predict(server.images(1))
-    assert server.arrived.acquire(timeout=5)
+    assert server.arrived.acquire(timeout=WAIT)
     server.hold = threading.Event()
     caught: list[BaseException] = []
 
@@ -208,10 +232,10 @@ def test_closing_ends_the_calls_of_other_threads(connect: Any, server: Any) -> N
     for thread in threads:
         thread.start()
     for _ in range(9):
-        assert server.arrived.acquire(timeout=5)
+        assert server.arrived.acquire(timeout=WAIT)
     client.close()
     for thread in threads:
-        thread.join(5)
+        thread.join(WAIT)
     assert [type(error) for error in caught] == [errors.ClientClosedError] * 2
 
 

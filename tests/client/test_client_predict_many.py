@@ -59,7 +59,7 @@ def test_never_more_in_flight_and_nothing_pulled_early(client: Any, server: Any)
     consumer = threading.Thread(target=next, args=(results,))
     consumer.start()
     for _ in range(3):
-        assert server.arrived.acquire(timeout=5)
+        assert server.arrived.acquire(timeout=60)
     assert not server.arrived.acquire(timeout=0.1)  # a fourth does not come
     assert pulled == list(range(6))
     server.hold.set()
@@ -139,9 +139,9 @@ def test_closing_early_cancels_what_is_out(client: Any, server: Any) -> None:
     all_out, gate = threading.Barrier(4), threading.Event()
 
     def delay(request: Any) -> float:
-        all_out.wait(10)
+        all_out.wait(60)
         if request.raw_input_contents[0] != x[0].tobytes():
-            gate.wait(10)
+            gate.wait(60)
         return 0.0
 
     server.delay = delay
@@ -149,7 +149,7 @@ def test_closing_early_cancels_what_is_out(client: Any, server: Any) -> None:
     next(results)
     results.close()
     for _ in range(3):
-        assert server.cancelled.acquire(timeout=5)
+        assert server.cancelled.acquire(timeout=60)
     gate.set()
     server.delay = lambda request: 0.0
     np.testing.assert_array_equal(client.predict(x), server.scores_of(x))
@@ -197,11 +197,11 @@ def test_cancelling_the_task_cancels_the_calls(server: Any, many: bool) -> None:
             call = anext(client.predict_many(x, batch=4)) if many else client.predict(x)
             task = asyncio.ensure_future(call)
             for _ in range(3):
-                assert await asyncio.to_thread(server.arrived.acquire, timeout=5)
+                assert await asyncio.to_thread(server.arrived.acquire, timeout=60)
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
             for _ in range(3):
-                assert await asyncio.to_thread(server.cancelled.acquire, timeout=5)
+                assert await asyncio.to_thread(server.cancelled.acquire, timeout=60)
 
     asyncio.run(main())

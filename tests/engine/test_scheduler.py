@@ -19,7 +19,7 @@ from convserve.errors import (
     StoppingError,
 )
 
-WAIT = 10.0  # seconds after which a test has failed; never waited for in full
+WAIT = 60.0  # seconds after which a test has failed; never waited for in full
 
 
 class Model:
@@ -224,15 +224,19 @@ def test_a_full_request_does_not_wait_for_the_delay(model, start):
 def test_the_delay_is_measured_for_the_oldest_request(model, start):
     delay = 0.2
     scheduler = start(max_batch_size=8, max_queue_delay=delay)
-    began = time.monotonic()
-    first = submit(scheduler, 1)
-    time.sleep(delay / 2)
-    second = submit(scheduler, 2)
-    first.result()
-    took = time.monotonic() - began
-    second.result()
-    assert [len(batch) for batch in model.batches] == [2]
-    assert delay <= took < 10 * delay
+    for _ in range(20):  # on a busy machine the second one may come too late, or both be late
+        model.batches.clear()
+        began = time.monotonic()
+        first = submit(scheduler, 1)
+        time.sleep(delay / 2)
+        second, came = submit(scheduler, 2), time.monotonic()
+        first.result()
+        ended = time.monotonic()
+        second.result()
+        assert ended - began >= delay
+        if len(model.batches) == 1 and ended < came + delay:
+            return
+    pytest.fail("no batch has gone before the delay of its second request was over")
 
 
 def test_a_failing_batch_harms_only_the_request_that_fails(model, start, caplog):

@@ -18,7 +18,7 @@ from convserve.serving.access_log import FORMATS, AccessLog, fields
 from convserve.serving.observe import Observer, Record
 from convserve_client import protocol
 
-WAIT = 20.0
+WAIT = 120.0
 TOKEN = "secret-0123456789abcdef"
 HOSTILE = 'x" code=OK\n2026 forged\r\x1b[31m\x7f\u2028'
 

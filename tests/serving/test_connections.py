@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import threading
@@ -45,11 +46,14 @@ def is_served(connection):
 def test_connections_beyond_the_limit_are_closed(start_server, digits_path, workers):
     server = start_server(digits_path, "--max-connections", 3, "--workers", workers)
     server.channel.close()
-    with ExitStack() as stack:
-        wait_until(lambda: len(served_together(server.address, stack, 1)) == 1)
-        kept = served_together(server.address, stack, 20 * workers)
+
+    def some_are_kept():
+        with ExitStack() as stack:
+            kept = served_together(server.address, stack, 20 * workers)
         assert len(kept) <= 3 * workers
-        assert len(kept) >= 2  # of the first one, which may still count, and by hash
+        return len(kept) >= 2  # those closed before may still count
+
+    wait_until(some_are_kept)
     with server.connect() as channel:
         stub = Stub(channel)
         wait_until(lambda: answers(stub))
@@ -101,32 +105,40 @@ def test_an_old_connection_is_replaced_and_no_request_fails(start_server, digits
     )
     reader.start()
     with Client(server.address, retries=0) as client:
-        end = time.monotonic() + 3
-        while time.monotonic() < end:
+        deadline = time.monotonic() + WAIT
+        while len(peers) < 5:
+            assert time.monotonic() < deadline
             rows = client.predict(pixels[:2])
             expected = rows if expected is None else expected
             np.testing.assert_array_equal(rows, expected)
-        batches = client.predict_many((pixels[:2] for _ in range(1500)), in_flight=8)
-        for rows in batches:
+        enough = len(peers) + 3
+
+        def until_enough():
+            while len(peers) < enough:
+                assert time.monotonic() < deadline
+                yield pixels[:2]
+
+        for rows in client.predict_many(until_enough(), in_flight=8):
             np.testing.assert_array_equal(rows, expected)
     server.signal()
     assert server.wait() == 0
     reader.join(WAIT)
-    assert len(peers) >= 5
 
 
-@pytest.mark.parametrize("grace", [0.1, 30])
-def test_a_call_that_outlasts_the_grace_is_unavailable(start_server, tmp_path, grace):
-    """It waits 1.5 s for others to fill its batch."""
+@pytest.mark.parametrize(("grace", "delay"), [(0.1, 60), (30, 1.5)])
+def test_a_call_that_outlasts_the_grace_is_unavailable(start_server, tmp_path, grace, delay):
+    """It waits `delay` seconds for others to fill its batch."""
     save_tiny(tmp_path / "m" / "1" / "model.npz", 1)
-    text = "max_batch_size = 8\n[dynamic_batching]\nmax_queue_delay_microseconds = 1_500_000\n"
-    (tmp_path / "m" / "config.toml").write_text(text)
+    (tmp_path / "m" / "config.toml").write_text(
+        "max_batch_size = 8\n"
+        f"[dynamic_batching]\nmax_queue_delay_microseconds = {round(delay * 1e6)}\n"
+    )
     server = start_server(
         "--model-repository", tmp_path,
         "--max-connection-age", 0.3, "--max-connection-age-grace", grace,
     )  # fmt: skip
     with Client(server.address, retries=0) as client:
-        if grace > 1:
+        if grace > delay:
             assert len(client.predict(image())) == 1
         else:
             with pytest.raises(errors.UnavailableError):
@@ -171,6 +183,8 @@ def test_a_message_that_unpacks_to_more_than_the_limit(start_server, digits_path
 @pytest.mark.parametrize("option", ["--one-core", "--no-one-core"])
 def test_threads_are_kept_on_one_core_or_not(start_server, digits_path, option):
     server = start_server(digits_path, option)
-    tasks = [int(task.name) for task in Path(f"/proc/{server.process.pid}/task").iterdir()]
-    single = [task for task in tasks if len(os.sched_getaffinity(task)) == 1]
-    assert bool(single) == (option == "--one-core")
+    single = False
+    for task in Path(f"/proc/{server.process.pid}/task").iterdir():
+        with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
+            single |= len(os.sched_getaffinity(int(task.name))) == 1
+    assert single == (option == "--one-core")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import signal
 import socket
@@ -32,7 +33,7 @@ predict = Model.predict
 def slow(self, x, *rest, **keywords):
     if len(x) == 3:
         print("computing", file=sys.stderr, flush=True)
-        time.sleep(60)
+        time.sleep(1000)
     return predict(self, x, *rest, **keywords)
 Model.predict = slow
 """
@@ -69,10 +70,18 @@ def test_signals_end_it_with_status_0(start_server, digits_path, number):
     assert server.log == ""
 
 
+def shared_files(pid):
+    """What the process has open or mapped in /dev/shm, where other tests have files as well."""
+    files = [line.split()[-1] for line in Path(f"/proc/{pid}/maps").read_text().splitlines()]
+    for file in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            files.append(str(file.readlink()))
+    return [file for file in files if file.startswith("/dev/shm/")]
+
+
 def test_row_17_stop_under_load_answers_all_that_was_accepted(
     start_server, digits_path, infer_request, read_answer, images, digits
 ):
-    shared = sorted(Path("/dev/shm").iterdir())
     server = start_server(digits_path, "--system-shared-memory")
     watch = health_pb2_grpc.HealthStub(server.channel).Watch(health_pb2.HealthCheckRequest())
     assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
@@ -102,6 +111,7 @@ def test_row_17_stop_under_load_answers_all_that_was_accepted(
         thread.start()
     for _ in range(100):
         assert begun.acquire(timeout=WAIT)
+    assert not shared_files(server.process.pid)  # there is nothing that it could leave
     signalled = time.monotonic()
     server.signal()
     assert next(watch).status == health_pb2.HealthCheckResponse.NOT_SERVING
@@ -110,8 +120,7 @@ def test_row_17_stop_under_load_answers_all_that_was_accepted(
     assert server.wait() == 0
     report(17, seconds_to_the_end=time.monotonic() - signalled)
     assert [code for code, _ in outcomes] == [grpc.StatusCode.UNAVAILABLE] * 8
-    # nothing is left: no segment, no socket; another process takes the port and answers the same
-    assert sorted(Path("/dev/shm").iterdir()) == shared
+    # no socket is left: another process takes the port and answers the same
     again = start_server(digits_path, ports=("--port", server.address.rpartition(":")[2]))
     assert again.address == server.address
     PostState(again, data, expected).check()
@@ -178,13 +187,11 @@ def test_exit_status_1_after_the_timeout(stuck):
 
 
 def test_a_second_signal_ends_it_at_once(stuck):
-    server = stuck()
+    server = stuck("--exit-timeout", 10 * WAIT)
     server.signal()
     wait_until(lambda: not is_ready(server))
-    began = time.monotonic()
     server.signal()
     assert server.wait() == 1
-    assert time.monotonic() - began < 5
 
 
 def run(*arguments):

@@ -11,7 +11,7 @@ import grpc
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-WAIT = 20.0
+WAIT = 120.0
 MODEL = 'model="model",version="1"'
 
 

@@ -14,7 +14,7 @@ from convserve.engine.repository import ModelRepository
 from convserve.errors import ConvserveError
 from convserve_client import Client, errors
 
-WAIT = 30.0
+WAIT = 120.0
 HIDDEN = ["conv1", "pool1"]
 
 

@@ -19,7 +19,7 @@ from convserve.errors import QueueFullError
 from convserve.serving.server import Options, Server
 from convserve_client import errors
 
-WAIT = 20.0
+WAIT = 120.0
 
 
 @pytest.fixture

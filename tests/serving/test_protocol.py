@@ -15,7 +15,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 import convserve
 from convserve_client import protocol
 
-WAIT = 60.0
+WAIT = 120.0
 
 
 def test_server_metadata(stub):

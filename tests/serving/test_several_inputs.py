@@ -14,7 +14,7 @@ from convserve.graph import Graph, layers
 from convserve.serving.server import Options, Server
 from convserve_client import protocol, tensors
 
-WAIT = 20.0
+WAIT = 120.0
 
 
 def pair_graph() -> Graph:

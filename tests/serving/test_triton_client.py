@@ -14,7 +14,7 @@ import tritonclient.grpc.aio as triton_aio
 from PIL import Image
 from tritonclient.utils import InferenceServerException
 
-WAIT = 60.0
+WAIT = 120.0
 
 
 @pytest.fixture

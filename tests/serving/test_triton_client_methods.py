@@ -25,7 +25,7 @@ from convserve.engine.repository import ModelRepository
 from convserve.serving.server import Options, Server
 from convserve_client import protocol
 
-WAIT = 60.0
+WAIT = 120.0
 METHODS = {
     "infer", "async_infer", "start_stream", "async_stream_infer", "stop_stream", "close",
     "is_server_live", "is_server_ready", "is_model_ready", "get_server_metadata",

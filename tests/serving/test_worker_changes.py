@@ -24,7 +24,8 @@ from convserve.engine.loader import Loader
 folder = Path({folder!r})
 load, adopt, pwrite = Loader.load, Loader.adopt, os.pwrite
 def leading(*arguments):
-    (folder / "leader").write_text(str(os.getpid()))
+    (folder / "leader.new").write_text(str(os.getpid()))
+    (folder / "leader.new").replace(folder / "leader")
     return load(*arguments)
 def following(*arguments):
     if (folder / "refuse").read_text() == str(os.getpid()):
@@ -82,6 +83,12 @@ def write(folder, version):
     save_tiny(folder / "models" / "m" / str(version) / "model.npz", version)
 
 
+def order_to_refuse(folder, pid):
+    """At once, as a worker that reads half an order would not refuse."""
+    (folder / "refuse.new").write_text(str(pid))
+    (folder / "refuse.new").replace(folder / "refuse")
+
+
 def wait_for(stubs, version):
     wait_until(lambda: {value(stub) for stub in stubs} == {(version, float(version))})
 
@@ -100,14 +107,14 @@ def test_no_worker_switches_to_a_version_that_one_of_them_can_not_prepare(crowd,
     followers = set(crowd.workers()) - {leader}
     assert len(followers) == 2
     for version, pid in enumerate(followers, 3):  # before or after the other one has prepared
-        (folder / "refuse").write_text(str(pid))
+        order_to_refuse(folder, pid)
         write(folder, version)
         tried = "m", str(version), "UNAVAILABLE"
         wait_until(lambda: all(tried in [line[:3] for line in index(stub)] for stub in stubs))  # noqa: B023
         assert {value(stub) for stub in stubs} == {(1, 1.0)}
         (reason,) = {line[3] for stub in stubs for line in index(stub) if line[:3] == tried}
         assert "no memory to follow" in reason
-    (folder / "refuse").write_text("")
+    order_to_refuse(folder, "")
     write(folder, 4)
     wait_for(stubs, 4)
     assert set(crowd.workers()) == followers | {leader}

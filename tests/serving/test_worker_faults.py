@@ -13,18 +13,13 @@ import time
 import grpc
 import numpy as np
 import pytest
-from post_state import PostState
+from post_state import FULL, PostState, report
 from server_process import WAIT, ServerProcess, make_request
 from worker_crowd import Crowd, Load, is_running, run_at_start, wait_until
 
 from convserve_client import tensors
 
 PROGRAM = (sys.executable, "-m", "convserve", "serve", "--port", "0", "--metrics-port", "0")
-
-
-def slack():
-    """How much longer than on an idle machine things may take."""
-    return max(1.0, 3 * os.getloadavg()[0] / len(os.sched_getaffinity(0)))
 
 
 @pytest.fixture(scope="module")
@@ -46,8 +41,13 @@ def test_a_worker_is_killed_during_a_batch(crowd, images, digits):
     hit = sorted(n for n, pid in crowd.pids.items() if pid == victim)
     others = set(crowd.pids) - set(hit)
     os.kill(victim, signal.SIGSTOP)  # so that each of its connections has one request under way
-    time.sleep(0.1)
-    wait_until(lambda: min(load.asking[n] for n in others) > max(load.asking[n] for n in hit))
+
+    def all_wait():
+        asking, answered = [load.asking[n] for n in hit], len(load.outcomes)
+        wait_until(lambda: len(load.outcomes) >= answered + 20 * len(others))
+        return asking == [load.asking[n] for n in hit]
+
+    wait_until(all_wait)
     assert not load.failed
     killed = time.monotonic()
     os.kill(victim, signal.SIGKILL)
@@ -62,8 +62,11 @@ def test_a_worker_is_killed_during_a_batch(crowd, images, digits):
     assert sorted(set(failed)) == hit
     assert max(map(failed.count, hit)) <= 2
     assert {code for _, code, _ in load.failed} == {grpc.StatusCode.UNAVAILABLE}
-    assert max(when for *_, when in load.failed) - killed < 1.0 * slack()
-    assert back < 5.0 * slack()
+    last = max(when for *_, when in load.failed) - killed
+    report(15, workers=2, seconds_to_the_last_failure=last, seconds_until_it_is_back=back)
+    if FULL:  # on a machine that does nothing else
+        assert last < 1.0
+        assert back < 5.0
     before.check()
 
 
@@ -79,6 +82,8 @@ def test_sigterm_under_load_answers_what_was_accepted(crowd, images, digits):
     assert not any(map(is_running, pids))
     assert crowd.server.process.stdout.read() == ""
 
+
+WATCHDOG = 1.5 if FULL else 6.0  # seconds; a sound worker may be held up by others
 
 # Batches of 3 take for ever.
 ENDLESS = """
@@ -97,7 +102,7 @@ def test_stuck_workers_are_killed_and_nothing_outlives_the_supervisor(
     start_server, tmp_path, monkeypatch, digits_path, images, digits
 ):
     run_at_start(ENDLESS, tmp_path, monkeypatch)
-    server = start_server(digits_path, "--workers", 3, "--watchdog-seconds", 1.5)
+    server = start_server(digits_path, "--workers", 3, "--watchdog-seconds", WATCHDOG)
     crowd = Crowd(server, 3)
     stubs = crowd.reach_all()
     of = {pid: stubs[n] for n, pid in crowd.pids.items()}
@@ -110,7 +115,10 @@ def test_stuck_workers_are_killed_and_nothing_outlives_the_supervisor(
         of[endless].ModelInfer.future(make_request(images[:3], model="model"), timeout=WAIT),
     ]
     assert [call.exception(WAIT).code() for call in asked] == [grpc.StatusCode.UNAVAILABLE] * 2
-    assert time.monotonic() - begun < (1.5 + 2.0) * slack()
+    took = time.monotonic() - begun
+    report(16, watchdog_seconds=WATCHDOG, seconds_to_the_failure=took)
+    if FULL:  # on a machine that does nothing else
+        assert took < WATCHDOG + 2.0
     for stub in of.values():  # the next try is answered, by others until the workers are back
         request = make_request(images[:2], model="model")
         answer = stub.ModelInfer(request, timeout=WAIT, wait_for_ready=True)

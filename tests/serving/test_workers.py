@@ -60,7 +60,7 @@ def test_lines_of_the_logs_name_the_worker(start_server, digits_path, tmp_path):
     server = start_server(
         digits_path, "--workers", 2, "--access-log", path, "--access-log-format", "json"
     )
-    stubs = [Stub(server.connect()) for _ in range(16)]
+    stubs = [Stub(server.connect()) for _ in range(40)]  # by chance all of 16 reach one worker
     for stub in stubs:
         stub.ServerLive(protocol.ServerLiveRequest(), timeout=WAIT)
         stub.channel.close()
@@ -121,13 +121,18 @@ def test_counters_are_sums_and_survive_a_worker(crowd, images):
     for stub in stubs:
         stub.ModelInfer(make_request(images[:3]), timeout=WAIT)
     expected = before + 3 * len(stubs)
-    assert crowd.server.metric(sample) == expected
+    # Of a worker that does not answer within a second, what it reported before counts.
+    wait_until(lambda: crowd.server.metric(sample) == expected)
     asked = protocol.ModelStatisticsRequest(name="digits")
-    for stub in stubs:
+
+    def counted(stub):
         (statistics,) = stub.ModelStatistics(asked, timeout=WAIT).model_stats
-        assert statistics.inference_count == expected
-        assert sum(batch.batch_size * batch.compute_infer.count
-                   for batch in statistics.batch_stats) == expected  # fmt: skip
+        computed = sum(batch.batch_size * batch.compute_infer.count
+                       for batch in statistics.batch_stats)  # fmt: skip
+        return statistics.inference_count, computed
+
+    for stub in stubs:
+        wait_until(lambda: counted(stub) == (expected, expected))  # noqa: B023
     killed = 'convserve_worker_restarts_total{reason="signal SIGKILL"}'
     assert f"{killed} 0.0" in crowd.server.page()  # else an alert misses the first one
     crowd.kill(crowd.pids[0])
@@ -199,4 +204,4 @@ def test_weights_are_in_memory_once(crowd):
         load(stubs[0], "m", config=json.dumps({"max_batch_size": 4}))
         load(stubs[0], "m", config=json.dumps({"max_batch_size": 5}))
     wait_until(lambda: all(len(memory(pid)) == len(first) for pid in pids))
-    assert open_files(crowd.server.process.pid) <= files + 1
+    wait_until(lambda: open_files(crowd.server.process.pid) <= files + 1)
