@@ -13,7 +13,7 @@ import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from convserve.errors import UnknownNameError
+from convserve.errors import ShapeError, UnknownNameError
 from convserve.graph.graph import Graph
 from convserve.graph.layers import (
     GELU,
@@ -66,7 +66,12 @@ def build(
                 f"{name} has no option {option!r}; it has: {', '.join(allowed) or 'none'}"
             )
     graph = Graph(default if input_shape is None else input_shape)
-    body(graph, classes, **options)
+    try:
+        body(graph, classes, **options)
+    except ShapeError as error:
+        channels, height, width = graph.input_shape
+        of = f"{channels} channel{'s' * (channels > 1)} of {height}×{width} pixels"
+        raise ShapeError(f"{name} for images of {of}: {error}") from None
     return graph
 
 
