@@ -81,7 +81,7 @@ def test_the_server_ends_when_its_parent_is_told_to(model: Path) -> None:
         address = parent.stdout.readline().strip()
         assert answers(address)
         parent.terminate()
-        assert parent.wait(30) == 128 + signal.SIGTERM
+        assert parent.wait(120) == 128 + signal.SIGTERM
     assert not answers(address)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from typing import Any
 
@@ -65,16 +65,27 @@ def test_a_slow_sender_does_not_hide_its_delay() -> None:
     assert max(outcome.latencies) > 100
 
 
-def test_warm_up_does_not_count() -> None:
-    calls = itertools.count()
+class Clock:
+    """A module `time` whose time passes as the test wants it."""
+
+    now = 1000.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+
+def test_warm_up_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    monkeypatch.setattr(_load, "time", clock)
 
     def call(caller: int) -> str:
-        time.sleep(0.001)
-        return OK if next(calls) > 5 else "UNAVAILABLE"
+        clock.now += 0.125
+        return OK if clock.now > 1002 else "UNAVAILABLE"
 
-    outcome = closed_loop(call, 1, Limits(0.05, warm_up=0.1))
-    assert set(outcome.statuses) == {OK}
-    assert next(calls) > sum(outcome.statuses.values())
+    outcome = closed_loop(call, 1, Limits(4, warm_up=2))
+    assert outcome.statuses == {OK: 32}
+    assert outcome.latencies == [125.0] * 32
+    assert outcome.seconds == 4
 
 
 @pytest.mark.parametrize("requests", [1, 7])
@@ -108,14 +119,12 @@ def test_what_could_not_be_sent_is_counted(monkeypatch: pytest.MonkeyPatch) -> N
         unanswered.append(Future())
         return unanswered[-1]
 
-    def answer() -> None:
+    def arrivals() -> Iterator[float]:
+        yield from itertools.islice(uniform(1000), 5)
         for future in unanswered:
             future.set_result(OK)
 
-    timer = threading.Timer(0.2, answer)
-    timer.start()
-    outcome = open_loop(send, result, uniform(1000), Limits(60, 5))
-    timer.join()
+    outcome = open_loop(send, result, arrivals(), Limits(60))
     assert outcome.statuses == {OK: 2, NOT_SENT: 3}
 
 

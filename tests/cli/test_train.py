@@ -84,10 +84,25 @@ def test_a_folder_is_trained_on_at_the_size_asked_for(tmp_path, capsys):
     assert convserve("eval", out, "--data", args[1], "--split", "train") == 0
 
 
+# The command, which after its second epoch waits for the end of its standard input.
+WAITING = """
+import sys
+from convserve.cli import _training, main
+done = _training.TrainingProgress.batch_done
+def batch_done(self, images, loss):
+    done(self, images, loss)
+    if self.epochs_done == 2:
+        sys.stdin.read()
+_training.TrainingProgress.batch_done = batch_done
+main()
+"""
+
+
 def start(digits, out, *args):
-    command = [sys.executable, "-m", "convserve", "train", "--data", digits, "--out", out]
+    command = [sys.executable, "-c", WAITING, "train", "--data", digits, "--out", out]
     return subprocess.Popen(
         [*map(str, [*command, *args])],
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -99,15 +114,15 @@ def test_a_signal_leaves_a_checkpoint_and_resume_ends_with_the_same_model(
     digits, tmp_path, capsys, number
 ):
     out, whole = tmp_path / "m.npz", tmp_path / "whole.npz"
-    # Most of a second; one thread, as two would wait for each other on a busy machine.
-    args = (*SMALL, "--epochs", 20, "--arch-option", "hidden=[2000]", "--threads", 1)
+    # One thread, as two would wait for each other on a busy machine.
+    args = (*SMALL, "--epochs", 20, "--threads", 1)
     with start(digits, out, *args) as process:
         try:
             for line in process.stdout:
                 if line.startswith("epoch  2/20"):
                     break
             process.send_signal(number)
-            _, errors = process.communicate(timeout=20)
+            _, errors = process.communicate(timeout=120)
         finally:
             process.kill()
     assert process.returncode == 128 + number

@@ -165,7 +165,7 @@ def test_what_does_not_fit(change: Callable[[ModelProto], Any], part: str) -> No
     start = time.process_time()
     with pytest.raises(ConversionError, match=part):
         convert_model(broken(change))
-    assert time.process_time() - start < 5
+    assert time.process_time() - start < 30
 
 
 def test_an_input_shape() -> None:
@@ -256,4 +256,4 @@ def survives(data: bytes) -> None:
         convert_model(proto)
     except ConversionError as error:
         assert str(error)
-    assert time.process_time() - start < 10
+    assert time.process_time() - start < 30

@@ -126,7 +126,7 @@ def test_mutated_graphs_raise_only_what_is_documented(
         assert isinstance(error, (ShapeError, UnknownNameError)) and str(error)
     else:
         assert Graph.from_dict(g.to_dict()) == g
-    assert time.process_time() - started < 1.0
+    assert time.process_time() - started < 10
 
 
 def changed(**changes: Any) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import stat
@@ -132,11 +133,15 @@ def test_weights_hash_sees_names_shapes_and_values_but_no_order_or_layout() -> N
 
 def test_a_large_file_loads_quickly(tmp_path: Path) -> None:
     graph = architectures.build("mlp", hidden=(3000, 3000))
-    save(tmp_path / "large.npz", ModelFile(graph, graph.initialise(0)))
-    megabytes = (tmp_path / "large.npz").stat().st_size / 1e6
-    best = min(_seconds(lambda: load(tmp_path / "large.npz")) for _ in range(3))
-    # Measured 0.0012 s/MB; the bound is for a busy machine.
-    assert best / megabytes < 0.01
+    path = tmp_path / "large.npz"
+    save(path, ModelFile(graph, graph.initialise(0)))
+    tries = [
+        (_seconds(lambda: load(path)), _seconds(lambda: hashlib.sha256(path.read_bytes())))
+        for _ in range(5)
+    ]
+    loading, hashing = (min(seconds) for seconds in zip(*tries, strict=True))
+    # Measured 1.1; on this machine, so that it does not matter how quick or busy it is.
+    assert loading < 8 * hashing
 
 
 def _seconds(call: object) -> float:

@@ -165,4 +165,4 @@ def test_many_values_are_placed_quickly() -> None:
         graph.add(layers.Clip(-1.0, None), graph.input_name)
     graph.add(layers.Concat(), *(node.name for node in graph.nodes))
     compile_plan(graph, {})
-    assert time.process_time() - start < 8  # it took a minute
+    assert time.process_time() - start < 30  # it took a minute; about one is usual

@@ -73,7 +73,7 @@ def test_a_batch_is_made_while_the_one_before_is_used(monkeypatch):
     made._augmenter.batch = watched
     iterator = made.epoch(1)
     next(iterator)
-    assert started.wait(10)  # the third batch, though only the first was asked for
+    assert started.wait(60)  # the third batch, though only the first was asked for
     assert threading.current_thread() not in calls
     iterator.close()
     assert not any(t.name.startswith("augment") for t in threading.enumerate())
