@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ssl
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,12 +45,7 @@ def server_credentials(files: TlsFiles) -> grpc.ServerCredentials:
 def _load(files: TlsFiles) -> grpc.ServerCertificateConfiguration:
     """gRPC takes any bytes and then refuses every handshake: Python's ssl looks at them first."""
     check = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    content = []
-    for path in files.paths:
-        try:
-            content.append(path.read_bytes())
-        except OSError as error:
-            raise ConfigError(f"TLS: {path}: {error.strerror or error}") from None
+    content = _content(files.paths)
     try:
         check.load_cert_chain(files.certificate, files.key, password=_no_password)
     except (ssl.SSLError, OSError, ValueError) as error:
@@ -62,10 +58,22 @@ def _load(files: TlsFiles) -> grpc.ServerCertificateConfiguration:
             check.load_verify_locations(files.client_ca)
         except (ssl.SSLError, OSError) as error:
             raise ConfigError(f"TLS: {files.client_ca} holds no CA in PEM form: {error}") from None
+    if _content(files.paths) != content:  # replaced meanwhile: what was checked is something else
+        return _load(files)
     certificate, key, *ca = content
     return grpc.ssl_server_certificate_configuration(
         [(key, certificate)], root_certificates=ca[0] if ca else None
     )
+
+
+def _content(paths: Sequence[Path]) -> list[bytes]:
+    content = []
+    for path in paths:
+        try:
+            content.append(path.read_bytes())
+        except OSError as error:
+            raise ConfigError(f"TLS: {path}: {error.strerror or error}") from None
+    return content
 
 
 def _no_password() -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import ssl
 import subprocess
 import sys
 
@@ -12,7 +13,9 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from convserve.errors import ConfigError
+from convserve.serving import tls
 from convserve.serving.access import Tokens, is_loopback
+from convserve.serving.tls import TlsFiles
 from convserve_client import Client, Tls, errors, protocol
 
 INFER, ADMIN, OTHER = "infer-0123456789abcdef", "admin-0123456789abcdef", "other-0123456789abcdef"
@@ -171,6 +174,28 @@ def test_tls_and_a_new_certificate(start_server, digits_path, pems, tmp_path):
     assert "it stays as it was" in server.log
 
 
+def test_a_certificate_that_is_replaced_while_it_is_read(pems, tmp_path, monkeypatch):
+    """The key that goes with it came just before: both are taken, or neither."""
+    certificates.make(tmp_path, "another")
+    files = TlsFiles(tmp_path / "served.pem", tmp_path / "served.key")
+    shutil.copy(pems / "server.pem", files.certificate)
+    shutil.copy(tmp_path / "server.key", files.key)
+    taken, check = [], ssl.SSLContext.load_cert_chain
+
+    def replaced(context, *arguments, **keywords):
+        shutil.copy(tmp_path / "server.pem", files.certificate)
+        return check(context, *arguments, **keywords)
+
+    def configuration(pairs, root_certificates):
+        taken.extend(pairs)
+
+    monkeypatch.setattr(ssl.SSLContext, "load_cert_chain", replaced)
+    monkeypatch.setattr(tls.grpc, "ssl_server_certificate_configuration", configuration)
+    tls._load(files)
+    pair = [(tmp_path / f"server.{kind}").read_bytes() for kind in ("key", "pem")]
+    assert taken == [tuple(pair)]
+
+
 def test_mutual_tls(start_server, digits_path, pems):
     options = tls_options(pems, "--tls-client-ca", pems / "ca.pem")
     server = start_server(digits_path, *options)
@@ -199,7 +224,7 @@ def test_wrong_certificates(pems, digits_path, options, problem):
     command = [sys.executable, "-c", "from convserve.cli import main; main()", "serve"]
     result = subprocess.run(
         [*command, str(digits_path), *ports, *options],
-        cwd=pems, capture_output=True, text=True, timeout=60,
+        cwd=pems, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert result.returncode in (1, 2)
     assert result.stdout == ""
