@@ -27,7 +27,7 @@ SHARED = Path(__file__).parents[2] / "shared" / "data" / "mnist"
 
 def run(*arguments: object) -> str:
     command = [sys.executable, "-m", "convserve", *map(str, arguments)]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert result.returncode == 0, result.stderr
     return result.stdout
 

@@ -13,7 +13,7 @@ from types import FrameType
 
 import click
 
-START_SECONDS = 30
+START_SECONDS = 120
 STOP_SECONDS = 15
 
 

@@ -53,7 +53,7 @@ def address(model: Path) -> Iterator[str]:
 
 def test_callers_of_a_server(address: str, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--server", address, "--batch", "1,4", "--concurrency", "1,3", "--warm-up", "0"]
-    assert bench(*options, "--seconds", "0.05", "--connections", "2", "--json") == 0
+    assert bench(*options, "--requests", "30", "--connections", "2", "--json") == 0
     rows = json.loads(capsys.readouterr().out)["rows"]
     assert [(row["batch"], row["concurrency"]) for row in rows] == [(1, 1), (4, 1), (1, 3), (4, 3)]
     for row in rows:

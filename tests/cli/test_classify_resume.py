@@ -95,7 +95,7 @@ main()
 def test_killed_in_the_middle(place: Path, tmp_path: Path, suffix: str, whole: Path) -> None:
     output = tmp_path / f"out.{suffix}"
     killed = subprocess.run(
-        [sys.executable, "-c", KILLED, *arguments(place, output)], timeout=60, check=False
+        [sys.executable, "-c", KILLED, *arguments(place, output)], timeout=300, check=False
     )
     assert killed.returncode == -signal.SIGKILL
     if suffix == "parquet":

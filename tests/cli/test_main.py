@@ -86,7 +86,7 @@ def test_help_and_completion_import_no_command() -> None:
         "print(sorted(m for m in sys.modules if m.startswith('convserve')))\n"
     )
     out = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=300
     ).stdout
     modules = ["convserve", "convserve.cli", "convserve.cli._common", "convserve.errors"]
     assert out.splitlines()[-1] == str(modules)
@@ -205,7 +205,7 @@ def program(*args: str, **options: object) -> subprocess.Popen[str]:
 
 def test_python_dash_m() -> None:
     with program("--version") as process:
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=300)
     assert (process.returncode, out, err) == (0, f"convserve {convserve.__version__}\n", "")
 
 
@@ -217,7 +217,7 @@ def test_completion_lists_commands() -> None:
         "COMP_CWORD": "1",
     }
     with program(env=environment) as process:
-        out, _ = process.communicate(timeout=60)
+        out, _ = process.communicate(timeout=300)
     assert out == "plain,inspect\n"
 
 
@@ -226,7 +226,7 @@ def test_a_reader_that_has_gone_is_no_traceback(tmp_path: Path) -> None:
     os.close(reading)
     process = subprocess.run(
         [sys.executable, "-m", "convserve", "--help"],
-        stdout=writing, stderr=subprocess.PIPE, text=True, timeout=60,
+        stdout=writing, stderr=subprocess.PIPE, text=True, timeout=300,
     )  # fmt: skip
     os.close(writing)
     assert (process.returncode, process.stderr) == (1, "")
@@ -249,7 +249,7 @@ def test_ctrl_c_in_a_real_process() -> None:
     ) as process:
         assert process.stdout is not None and process.stdout.readline() == "started\n"
         process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=60)
+        _, err = process.communicate(timeout=300)
     assert process.returncode == 130 and err.strip() == "convserve: interrupted"
 
 

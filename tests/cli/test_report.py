@@ -127,7 +127,7 @@ def chromium(tmp_path):
         profile = f"user-data-dir={tmp_path / 'profile'}"
         result = subprocess.run(
             [path, *(f"--{flag}" for flag in (*always.split(), profile, *flags)), page.as_uri()],
-            capture_output=True, text=True, timeout=60, check=True,
+            capture_output=True, text=True, timeout=300, check=True,
         )  # fmt: skip
         assert "CONSOLE" not in result.stderr
         return result.stdout

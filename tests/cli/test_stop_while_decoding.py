@@ -60,7 +60,7 @@ def test_the_first_signal_ends_it(photos, number, workers_from):
                 time.sleep(0.05)
             time.sleep(0.3)
             process.send_signal(number)
-            output, errors = process.communicate(timeout=60)
+            output, errors = process.communicate(timeout=300)
         finally:
             process.kill()
     # Once all is decoded it would end with a step.

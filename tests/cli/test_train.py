@@ -122,7 +122,7 @@ def test_a_signal_leaves_a_checkpoint_and_resume_ends_with_the_same_model(
                 if line.startswith("epoch  2/20"):
                     break
             process.send_signal(number)
-            _, errors = process.communicate(timeout=120)
+            _, errors = process.communicate(timeout=300)
         finally:
             process.kill()
     assert process.returncode == 128 + number

@@ -138,7 +138,7 @@ def test_killed_again_and_again_it_ends_with_the_same_bits(photos, tmp_path, cap
         words = arguments(folder, out, "--cache", cache, *again)
         ended = subprocess.run(
             [sys.executable, "-c", LAUNCHER, where, str(after), *words],
-            capture_output=True, text=True, timeout=100, check=False,
+            capture_output=True, text=True, timeout=300, check=False,
         )  # fmt: skip  # it returns once the workers, who have its standard error, are gone too
         assert ended.returncode == -signal.SIGKILL, ended.stderr
 

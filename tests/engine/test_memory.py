@@ -83,7 +83,7 @@ print((kib("VmHWM") - before) * 1024)
 def run(code: str, *arguments: object, **environment: str) -> list[int]:
     command = [sys.executable, "-c", code, *map(str, arguments)]
     env = {**os.environ, **environment}
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return [int(word) for word in done.stdout.split()]
 

@@ -119,7 +119,7 @@ def measured(data):
     tries = []
     for _ in range(3):
         command = [sys.executable, "-c", MEASURE]
-        run = subprocess.run(command, input=data, capture_output=True, timeout=120, check=False)
+        run = subprocess.run(command, input=data, capture_output=True, timeout=300, check=False)
         assert run.returncode == 0, run.stderr.decode()
         tries.append([tuple(map(int, line.split())) for line in run.stdout.decode().splitlines()])
         if all(taken <= told for taken, told in tries[-1]):

@@ -32,7 +32,7 @@ def run(code: str, folder: Path, **environment: str) -> subprocess.CompletedProc
         env={**clean, **environment},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
     )
 
 

@@ -310,7 +310,7 @@ def test_memory_is_not_taken_for_what_is_not_there(tmp_path: Path) -> None:
     )
     out = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path / "model.npz")],
-        capture_output=True, text=True, check=True, timeout=60,
+        capture_output=True, text=True, check=True, timeout=300,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30)),
     ).stdout.splitlines()  # fmt: skip
     assert "must have" in out[0] and "bytes of data for its shape" in out[0]
