@@ -363,6 +363,9 @@ def command(
     _say_ready(host, server.port, server.metrics_port, served)
     signals.wait()
     if server.stop(exit_timeout):
+        if repository.changing:  # a load is given up: Python would wait for its thread
+            logging.shutdown()
+            os._exit(0)
         return 0
     logging.getLogger(__name__).error("Exit timeout expired. Exiting immediately.")
     logging.shutdown()

@@ -208,6 +208,12 @@ class ModelRepository:
 
     # Changes
 
+    @property
+    def changing(self) -> bool:
+        """Whether a model is being loaded or unloaded at this moment."""
+        with self._lock:
+            return any(entry.changing.locked() for entry in self._entries.values())
+
     def load(self, name: str, override: Override | None = None) -> None:
         """Load or reload a model; what has not changed on disk stays as it is.
 

@@ -39,6 +39,20 @@ Model.predict = slow
 """
 
 
+# A model that may have batches of 3 takes for ever to load.
+LOADING = """
+import sys, time
+from convserve.engine.loader import Loader
+warm_up = Loader._warm_up
+def slow(self, model, config):
+    if config.max_batch_size == 3:
+        print("loading", file=sys.stderr, flush=True)
+        time.sleep(60)
+    warm_up(self, model, config)
+Loader._warm_up = slow
+"""
+
+
 def is_ready(server):
     return server.stub.ServerReady(protocol.ServerReadyRequest(), timeout=WAIT).ready
 
@@ -192,6 +206,22 @@ def test_a_second_signal_ends_it_at_once(stuck):
     wait_until(lambda: not is_ready(server))
     server.signal()
     assert server.wait() == 1
+
+
+def test_a_load_under_way_does_not_hold_up_the_end(start_server, repository):
+    server = start_server(
+        "--model-repository", repository, "--model-control-mode", "explicit",
+        "--load-model", "digits", prelude=LOADING,
+    )  # fmt: skip
+    load = protocol.RepositoryModelLoadRequest(model_name="digits")
+    load.parameters["config"].string_param = '{"max_batch_size": 3}'
+    call = server.stub.RepositoryModelLoad.future(load)
+    wait_until(lambda: "loading" in server.log)
+    began = time.monotonic()
+    server.signal()
+    assert server.wait() == 0
+    assert time.monotonic() - began < 30
+    assert call.code() is grpc.StatusCode.UNAVAILABLE
 
 
 def run(*arguments):

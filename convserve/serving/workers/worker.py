@@ -116,6 +116,9 @@ class Worker:
         self._peer.tell("ready")
         self._drained.wait()
         if self._server.stop(self._exit_timeout):
+            if repository.changing:  # a load is given up: Python would wait for its thread
+                logging.shutdown()
+                os._exit(0)
             return 0
         _log.error("Exit timeout expired. Exiting immediately.")
         logging.shutdown()
