@@ -142,7 +142,11 @@ cdef class Buffer:
             return
         if size < floats or posix_memalign(&self.own, 64, size):
             raise MemoryError(f"no memory for {floats} float32 values")
-        memset(self.own, 0, size)
+        if size < 1 << 20:
+            memset(self.own, 0, size)
+        else:
+            with nogil:  # others run meanwhile: the first touch of 100 MB takes a while
+                memset(self.own, 0, size)
         self.data = <float *>self.own
 
     def __dealloc__(self):

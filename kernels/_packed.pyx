@@ -104,7 +104,8 @@ cdef class PackedConv:
         cdef const float[:, :, :, ::1] w = weight
         self.weights = Buffer(self.weight_floats, ready)
         if ready is None:
-            self.transfer(&w[0, 0, 0, 0], self.weights.data)
+            with nogil:  # a large network's take seconds
+                self.transfer(&w[0, 0, 0, 0], self.weights.data)
         cdef const float[:] b
         cdef int o
         self.bias = Buffer(<size_t>self.blocks * self.block)

@@ -101,11 +101,15 @@ cdef class PackedWinograd:
         self.coefficient = self.product.weight_floats
         self.weights = Buffer(n * self.coefficient, ready)
         cdef float[:, :, ::1] packed
+        cdef PackedConv product
+        cdef float *data
         if ready is None:
             packed = np.empty((n, *weight.shape[:2]), np.float32)
             _transform(np.ascontiguousarray(weight), G[m], packed)
-            for i in range(n):
-                self.product.transfer(&packed[i, 0, 0], self.weights.data + i * self.coefficient)
+            product, data = self.product, self.weights.data
+            with nogil:
+                for i in range(n):
+                    product.transfer(&packed[i, 0, 0], data + i * self.coefficient)
         # the layer's bias, then as many zeros for the products
         self.bias = Buffer(2 * self.product.blocks * self.product.block)
         cdef const float[:] b

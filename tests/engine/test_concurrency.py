@@ -12,10 +12,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import pytest
 import reference
 
 from convserve import architectures
 from convserve.engine.model import Model
+from convserve.kernels._packed import PackedConv
+from convserve.kernels._winograd import PackedWinograd
 from convserve.model_file import ModelFile
 from convserve.plan import compile_plan
 
@@ -106,3 +109,32 @@ def test_arenas_are_bounded_and_given_back() -> None:
     for _ in range(3 * 1024):  # periods of a single caller
         plan.run(x[:1], 1)
     assert executor.held_arenas == max(1, held - (threads - 1) - 2) + threads - 1
+
+
+@pytest.mark.parametrize(
+    "pack",
+    [
+        lambda: PackedConv(np.zeros((4096, 4096, 1, 1), np.float32), None, 1, 1),
+        lambda: PackedWinograd(np.zeros((512, 512, 3, 3), np.float32), None, 14, 14, 1, 6),
+    ],
+    ids=["affine", "winograd"],
+)
+def test_packing_weights_lets_other_threads_run(pack):
+    ticks, done = [0], threading.Event()
+
+    def tick():
+        while not done.wait(0.001):
+            ticks[0] += 1
+
+    def ticked():
+        before = ticks[0]
+        pack()
+        return ticks[0] - before > 3
+
+    thread = threading.Thread(target=tick)
+    thread.start()
+    try:
+        assert any(ticked() for _ in range(10))  # a busy machine may not let it run each time
+    finally:
+        done.set()
+        thread.join()
