@@ -110,10 +110,10 @@ def test_one_server_is_asked_over_a_second_connection(connect: Any, server: Any)
     server.delay = delay
     x = server.images(2)
     np.testing.assert_array_equal(client.predict(x, model="toy"), server.scores_of(x))
-    answered.set()
     assert server.calls == ["ModelInfer"] * 2
     assert len(set(server.peers)) == 2
     assert server.cancelled.acquire(timeout=WAIT)
+    answered.set()
 
 
 def test_the_budget_bounds_it(connect: Any, server: Any) -> None:
@@ -178,8 +178,8 @@ def test_how_an_attempt_fails(connect: Any, server: Any, code: str) -> None:
     else:
         with pytest.raises(errors.InvalidRequestError, match="no"):
             client.predict(x, model="toy")
-        ended.set()
         assert server.cancelled.acquire(timeout=WAIT)
+        ended.set()
 
 
 @pytest.mark.parametrize(("pushback", "attempts"), [(None, 3), ("100", 3), ("-1", 2)])
