@@ -19,6 +19,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from convserve import preprocessing
 from convserve.datasets.base import Dataset, HeldOut, Selection, Split, as_text
 from convserve.datasets.cifar10 import load_cifar10
 from convserve.datasets.folder import load_folder
@@ -26,7 +27,6 @@ from convserve.datasets.idx import load_mnist
 from convserve.datasets.npz import load_npz
 from convserve.datasets.sample import load_sample
 from convserve.errors import DatasetError
-from convserve.preprocessing import COLOURS
 
 __all__ = ["Dataset", "HeldOut", "Selection", "Split", "load"]
 
@@ -56,8 +56,9 @@ def load(
     skip_bad_files: leave out files of a folder that can't be read. Raises DatasetError for every
     fault, and before any training begins.
     """
-    if colour is not None and colour not in COLOURS:
-        raise DatasetError(f"colour must be one of {', '.join(COLOURS)}, not {colour!r}")
+    if colour is not None and colour not in preprocessing.COLOURS:
+        allowed = ", ".join(preprocessing.COLOURS)
+        raise DatasetError(f"colour must be one of {allowed}, not {colour!r}")
     said = {
         "image size": image_size is not None,
         "how images are resized": bool(recipe),
