@@ -211,6 +211,36 @@ def test_a_token_goes_with_each_call_and_can_change(connect: Any, server: Any) -
     assert server.metadata[-1]["authorization"] == "Bearer two"
 
 
+@pytest.mark.parametrize("hedge_after", [None, 60.0])
+def test_the_error_of_a_token_function_is_its_own(
+    connect: Any, server: Any, hedge_after: float | None
+) -> None:
+    tokens = ["one"]
+    client = connect(server.address, token=lambda: tokens.pop(), hedge_after=hedge_after)
+    with pytest.raises(IndexError):
+        client.predict(server.images(1))
+    tokens += ["not a token"] * 2
+    with pytest.raises(ValueError, match="token must be printable ASCII without spaces"):
+        client.server_live()
+
+    def expired() -> str:
+        raise ValueError("expired")
+
+    client = connect(server.address, token=expired, hedge_after=hedge_after)
+    calls = len(server.calls)
+    for call in (client.server_live, lambda: client.predict(server.images(1))):
+        with pytest.raises(ValueError, match="expired"):
+            call()
+    client = connect(server.address, token=lambda: tokens[0], hedge_after=hedge_after)
+    tokens[:] = ["one"]
+    client.predict(server.images(1))
+    tokens[:] = [""]
+    for call in (client.predict, lambda x: list(client.predict_many(x))):
+        with pytest.raises(ValueError, match="token must be"):
+            call(server.images(9))
+    assert "ModelInfer" in server.calls[calls:]
+
+
 # ---- What there is on the server ----
 
 

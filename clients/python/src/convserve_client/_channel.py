@@ -17,6 +17,7 @@ import grpc
 from convserve_client import _address
 from convserve_client._address import Address
 from convserve_client._checks import (
+    MAX_INTERVAL,
     check_choice,
     check_flag,
     check_seconds,
@@ -60,14 +61,15 @@ class Options:
 
     def __post_init__(self) -> None:
         check_timeout(self.timeout)
-        check_seconds("connect_timeout", self.connect_timeout)
+        check_seconds("connect_timeout", self.connect_timeout, most=MAX_INTERVAL)
         check_whole("retries", self.retries, 0, MAX_RETRIES)
         check_whole("retry_budget", self.retry_budget, 1, MAX_RETRY_BUDGET)
         check_whole("max_message_bytes", self.max_message_bytes, 4096, 2**31 - 1)
         check_choice("load_balancing", self.load_balancing, ("pick_first", "round_robin"))
         check_choice("compression", self.compression, tuple(_COMPRESSION))
         if self.keepalive is not None:
-            check_seconds("keepalive", self.keepalive, "at least 1 s, or None for no pings", 1)
+            allowed = "at least 1 s, or None for no pings"
+            check_seconds("keepalive", self.keepalive, allowed, 1, MAX_INTERVAL)
         check_flag("shared_memory", self.shared_memory)
         if self.hedge_after is not None:
             check_seconds("hedge_after", self.hedge_after, "above 0 s, or None for no hedging")

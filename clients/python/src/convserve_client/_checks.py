@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
+MAX_SECONDS = 1e9  # 31 years; gRPC's deadlines end after some more
+MAX_INTERVAL = 2e6  # 23 days in seconds; gRPC's intervals are 32 bits of milliseconds
+
 
 def check_timeout(timeout: Any) -> None:
     if timeout is not None:
@@ -12,13 +15,19 @@ def check_timeout(timeout: Any) -> None:
 
 
 def check_seconds(
-    name: str, value: Any, allowed: str = "above 0 s", least: float = math.ulp(0)
+    name: str,
+    value: Any,
+    allowed: str = "above 0 s",
+    least: float = math.ulp(0),
+    most: float = MAX_SECONDS,
 ) -> None:
-    """Raises unless `value` is a finite number of at least `least` seconds."""
+    """Raises unless `value` is a number of seconds from `least` to `most`."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{name} must be a number of seconds, got {_shown(value)}")
     if not least <= value < math.inf:
         raise ValueError(f"{name} must be {allowed}, got {value}")
+    if value > most:
+        raise ValueError(f"{name} must be at most {most:,.0f} s, got {_shown(value)}")
 
 
 def check_whole(

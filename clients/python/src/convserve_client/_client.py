@@ -334,11 +334,12 @@ class Client(ClientBase):
     def _one(self, step: Call, remaining: Remaining) -> Any:
         self._check_open()
         call = self._calls[step.method]
+        metadata = self._options.call_metadata(step.metadata)
         try:
             return call(
                 step.request,
                 timeout=remaining(),
-                metadata=self._options.call_metadata(step.metadata),
+                metadata=metadata,
                 wait_for_ready=step.wait_for_ready or None,
             )
         except (grpc.RpcError, ValueError) as error:  # ValueError: closed by another thread
@@ -350,12 +351,12 @@ class Client(ClientBase):
 
         def start(number: int) -> Any:
             metadata = self._options.call_metadata(request.metadata)
-            return stub(number).future(request.data, timeout=remaining(), metadata=metadata)
+            try:
+                return stub(number).future(request.data, timeout=remaining(), metadata=metadata)
+            except ValueError as error:  # closed by another thread
+                raise self._error(error) from None
 
-        try:
-            return start(0) if self._hedging is None else HedgedCall(self._hedging, start)
-        except ValueError as error:  # closed by another thread
-            raise self._error(error) from None
+        return start(0) if self._hedging is None else HedgedCall(self._hedging, start)
 
     def _wait(self, calls: Iterable[tuple[Request, Any]]) -> Any:
         """The answer to the first of the calls."""
@@ -363,7 +364,7 @@ class Client(ClientBase):
             if self._hedging is None:
                 return next(iter(calls))[1].result()
             return wait_for_first([call for _, call in calls])
-        except (grpc.RpcError, grpc.FutureCancelledError, ValueError) as error:
+        except (grpc.RpcError, grpc.FutureCancelledError) as error:
             raise self._error(error) from None
 
     def _pipeline(

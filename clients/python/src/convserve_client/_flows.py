@@ -271,17 +271,24 @@ def output_names(outputs: Sequence[str] | None) -> tuple[str, ...] | None:
         return None
     if isinstance(outputs, str):
         raise TypeError(f"outputs must be a sequence of names, got the string {outputs!r}")
-    for name in outputs:
+    if not isinstance(outputs, Iterable):
+        raise TypeError(f"outputs must be a sequence of names, got {type(outputs).__name__}")
+    names = tuple(outputs)
+    for name in names:
         check_name("each of outputs", name, "output")
-    if not outputs:
+    if not names:
         raise InvalidRequestError("outputs must name at least one output, or be None for all")
-    return tuple(dict.fromkeys(outputs))
+    return tuple(dict.fromkeys(names))
 
 
 def _image_batch(images: Any) -> Array | list[Any]:
     """A batch array, or a list of paths and bytes; TypeError for anything else or a mixture."""
     if isinstance(images, np.ndarray):
         check_dtype(images, "images")
+        if images.ndim == 0:
+            raise TypeError(
+                "images must be a list or an array [N, C, H, W], got a number"
+            )
         return images
     if is_encoded(images):
         raise TypeError("images must be a list of images or an array [N, C, H, W], got one image")
@@ -294,6 +301,11 @@ def _image_batch(images: Any) -> Array | list[Any]:
     for index, item in enumerate(items):
         if is_encoded(item):
             raise TypeError("images must be either all arrays or all encoded images")
+        if not isinstance(item, np.ndarray):
+            raise TypeError(
+                f"images[{index}] must be bytes, a path, a binary file or a numpy.ndarray, "
+                f"got {type(item).__name__}"
+            )
         check_dtype(item, f"images[{index}]")
     kinds = {(item.shape, item.dtype) for item in items}
     if len(kinds) > 1:

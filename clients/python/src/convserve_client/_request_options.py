@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -30,7 +31,7 @@ class RequestOptions:
         check_whole("priority", priority, 0, _MAX)
         if queue_timeout is not None:
             allowed = "at least 1e-06 s, or None for the server's own"
-            check_seconds("queue_timeout", queue_timeout, allowed, 1e-6)
+            check_seconds("queue_timeout", queue_timeout, allowed, 1e-6, math.inf)
             check_whole("queue_timeout in microseconds", round(queue_timeout * 1e6), 1, _MAX)
         check_name("request_id", request_id, "7f30a1c2")
         return cls(int(priority), queue_timeout, request_id, check_metadata(metadata))
