@@ -49,6 +49,7 @@ __all__ = ["Group", "Options", "Server"]
 _log = logging.getLogger(__name__)
 _SPARE_THREADS = 32  # calls that are parsed, checked, rejected or sent while all others wait
 _CONTROL_THREADS = 16
+_MAX_PENDING_CALLS = 20_000  # some KB each
 _LOADING_THREADS = 4
 
 
@@ -271,6 +272,10 @@ def _channel_arguments(options: Options) -> list[tuple[str, int]]:
         ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.max_allowed_incoming_connections", _connections(options.max_connections)),
+        # Beyond these gRPC cancels, by default some of 1,000 and more that wait for Python to take
+        # them; too many inferences are for the queues to refuse, as UNAVAILABLE.
+        ("grpc.server.max_pending_requests", _MAX_PENDING_CALLS),
+        ("grpc.server.max_pending_requests_hard_limit", _MAX_PENDING_CALLS),
     ]
     if options.max_concurrent_streams is not None:
         arguments.append(("grpc.max_concurrent_streams", options.max_concurrent_streams))

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import socket
 import threading
 import time
+from collections import Counter
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -165,6 +167,23 @@ def test_calls_on_one_connection_may_be_bounded(start_server, digits_path):
     done.set()
     assert list(stream) == []
     assert server.stub.ServerLive(live, timeout=WAIT).live
+
+
+def test_calls_that_come_all_at_once_are_all_taken(start_server, digits_path):
+    """gRPC by itself cancels some of more than 1,000 calls that Python has not taken yet."""
+    server = start_server(digits_path)
+    live = protocol.ServerLiveRequest()
+    with ExitStack() as stack:
+        stubs = [Stub(stack.enter_context(server.connect())) for _ in range(8)]
+        for stub in stubs:
+            assert stub.ServerLive(live, timeout=WAIT).live
+        server.process.send_signal(signal.SIGSTOP)
+        try:
+            calls = [stubs[i % 8].ServerLive.future(live, timeout=WAIT) for i in range(4000)]
+        finally:
+            server.process.send_signal(signal.SIGCONT)
+        codes = Counter(call.code() for call in calls)
+    assert codes == {grpc.StatusCode.OK: 4000}
 
 
 @pytest.mark.parametrize("kind", [grpc.Compression.Gzip, grpc.Compression.Deflate])

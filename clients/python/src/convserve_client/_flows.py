@@ -286,9 +286,7 @@ def _image_batch(images: Any) -> Array | list[Any]:
     if isinstance(images, np.ndarray):
         check_dtype(images, "images")
         if images.ndim == 0:
-            raise TypeError(
-                "images must be a list or an array [N, C, H, W], got a number"
-            )
+            raise TypeError("images must be a list or an array [N, C, H, W], got a number")
         return images
     if is_encoded(images):
         raise TypeError("images must be a list of images or an array [N, C, H, W], got one image")
