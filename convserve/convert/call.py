@@ -22,12 +22,14 @@ Value: TypeAlias = "Known | Feature | Merged"
 
 @dataclass(frozen=True)
 class Call:
-    """`batch`: the sizes that the batch is taken to have while shapes are worked out."""
+    """`batch`: the sizes that the batch is taken to have while shapes are worked out; `more_read`:
+    the outputs after the first that anything reads."""
 
     build: Layers
     op_type: str
     inputs: Sequence[Value | None]
-    outputs: int  # how many of its outputs are wanted
+    outputs: int
+    more_read: Sequence[str]
     attributes: Attributes
     opset: int
     batch: tuple[int, ...]
@@ -110,8 +112,10 @@ class Call:
         return axis - 1
 
     def one_output(self) -> None:
-        if self.outputs != 1:
-            raise Unsupported(f"{self.outputs} of its outputs are used, the first alone can be")
+        if self.more_read:
+            raise Unsupported(
+                f"its output {self.more_read[0]!r:.200} is used, the first alone can be"
+            )
 
     def unary(self, op: Operator, params: Mapping[str, Array] | None = None) -> Feature:
         """A layer on the values as they lie, whatever their layout."""

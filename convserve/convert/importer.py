@@ -122,11 +122,17 @@ def _converted(
     inputs, batch = read_inputs(model, input_shape, layout)
     if not model.graph.output:
         raise ConversionError("the model has no outputs")
-    if any(given.unsure for given in inputs):
-        with suppress(UnsupportedOperatorError):
-            return *_convert(model, folder, inputs, batch, input_shape is None), inputs
-        inputs = [replace(i, last=not i.last) if i.unsure else i for i in inputs]
-    return *_convert(model, folder, inputs, batch, input_shape is None), inputs
+    declared = input_shape is None
+    try:
+        return *_convert(model, folder, inputs, batch, declared), inputs
+    except UnsupportedOperatorError:
+        other = [replace(i, last=not i.last) if i.unsure else i for i in inputs]
+        if other == inputs:
+            raise
+        # Where neither layout can be had, what the likelier one lacks is what counts.
+        with suppress(ConversionError):
+            return *_convert(model, folder, other, batch, declared), other
+        raise
 
 
 def _convert(

@@ -69,11 +69,12 @@ def _matmul(call: Call) -> Feature:
 
 
 def _batch_norm(call: Call) -> Feature:
-    call.one_output()
     a = call.attributes
     a.ignore("momentum")
-    if a.integer("training_mode", 0):
+    # Before opset 14 the outputs after the first are what tells training from inference.
+    if a.integer("training_mode", 0) or (call.opset < 14 and call.outputs > 1):
         raise Unsupported("it is in training mode")
+    call.one_output()
     if not a.integer("spatial", 1):
         raise Unsupported("it needs statistics for each pixel")
     x = call.feature()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
@@ -120,7 +121,11 @@ def _reciprocal(call: Call) -> Feature:
 
 
 def _power(call: Call) -> Feature:
-    x, exponent = call.feature(), call.number(1)
+    x, given = call.feature(), call.value(1)
+    if isinstance(given, Known) and np.issubdtype(given.array.dtype, np.integer):
+        given = Known((given.array.astype(np.float32),))
+        call = replace(call, inputs=[call.inputs[0], given])
+    exponent = call.number(1)
     layer = patterns.power(call.build, x.layer, 1.0 if exponent is None else exponent)
     if layer is None:
         raise Unsupported(f"it needs the power {exponent} of a tensor")

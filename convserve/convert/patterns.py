@@ -22,6 +22,7 @@ from convserve.graph import layers as ops
 __all__ = ["divide", "multiply", "power", "scale_shift", "square_root", "subtract"]
 
 _CLOSE = 2e-6  # relative: what constants that were rounded to float32 once or twice may be off
+_ROUNDED = 1e-12  # relative: what arithmetic in float64 may be off
 
 
 def scale_shift(build: Layers, x: Layer, scale: Array | float, shift: Array | float = 0.0) -> Layer:
@@ -102,6 +103,8 @@ def _between(y: Layer, x: Layer) -> tuple[float, float] | None:
         return None
     a = scale / x_scale
     b = shift - a * x_shift
+    # What is left of a bias that both have is a rounding in float64: no offset.
+    b[np.abs(b) <= _ROUNDED * np.abs(shift)] = 0.0
     for values in (a, b):
         if not np.allclose(values, values[0], _CLOSE, 1e-12):
             return None

@@ -55,6 +55,7 @@ class _Scope:
     values: dict[str, Value | _Lost | None]
     tensors: dict[str, TensorProto]
     producers: dict[str, NodeProto]
+    read: set[str]  # by any node, or as an output
     bindings: Mapping[str, AttributeProto]
     opset: int
     parent: _Scope | None
@@ -115,14 +116,16 @@ class Walk:
             raise ConversionError(f"functions or branches are nested deeper than {MAX_DEPTH}")
         tensors = {t.name: t for t in graph.initializer} if isinstance(graph, GraphProto) else {}
         producers: dict[str, NodeProto] = {}
+        read = {o if isinstance(o, str) else o.name for o in graph.output}
         for node in graph.node:
+            read |= _reads(node)
             for output in node.output:
                 if output and (output in producers or output in tensors or output in given):
                     raise ConversionError(
                         f"{_origin(node)}: its output {output!r:.200} is there twice"
                     )
                 producers[output] = node
-        return _Scope(dict(given), tensors, producers, bindings, opset, parent, depth)
+        return _Scope(dict(given), tensors, producers, read, bindings, opset, parent, depth)
 
     def _find(self, scope: _Scope, name: str, reader: object) -> Value | _Lost | None:
         """The value of a name that is made already, here or around."""
@@ -221,8 +224,11 @@ class Walk:
         if op not in _NODES:
             raise Unsupported(f"it needs an operator {op} on tensors that depend on the image")
         self.layers.origin = origin
-        outputs = sum(map(bool, node.output))
-        call = Call(self.layers, op, values, outputs, attributes, scope.opset, self.batch)
+        more_read = [name for name in node.output[1:] if name in scope.read]
+        call = Call(
+            self.layers, op, values, len(node.output), more_read, attributes, scope.opset,
+            self.batch,
+        )  # fmt: skip
         made = _NODES[op](call)
         attributes.check_all_read()
         return made if isinstance(made, list) else [made]

@@ -60,7 +60,10 @@ def test_all_unsupported_nodes_are_listed() -> None:
         ([node("Concat", ["x", "x"], ["y"], axis=0)], "across the images"),
         ([node("Mul", ["x", "k"], ["y"])], "pixel to pixel"),
         ([node("Reshape", ["x", "s"], ["y"])], "mixes the batch"),
-        ([node("MaxPool", ["x"], ["y", "i"], kernel_shape=[2, 2])], "of its outputs are used"),
+        ([node("MaxPool", ["x"], ["m", "i"], kernel_shape=[2, 2]), node("Cast", ["i"], ["c"], to=1),
+          node("Add", ["m", "c"], ["y"])], "its output 'i' is used"),
+        ([node("BatchNormalization", ["x", "s", "s", "s", "s"], ["y", "mean", "var"])],
+         "in training mode"),
         ([node("Relu", ["x"], ["y"], future=1)], "attributes that are not known"),
         ([node("Exp", ["x"], ["y"])], "Exp on tensors that depend on the image"),
         ([node("Conv", ["x", "x"], ["y"])], "must be constant"),
@@ -74,6 +77,18 @@ def test_what_has_no_equivalent(nodes: list[Any], part: str) -> None:
     }  # fmt: skip
     with pytest.raises(UnsupportedOperatorError, match=part):
         convert_model(model(nodes, constants, opset=13))
+
+
+def test_what_the_likelier_layout_lacks_is_said() -> None:
+    nodes = [
+        node("Transpose", ["x"], ["t"], perm=[0, 3, 1, 2]),
+        node("Conv", ["t", "w"], ["c"], name="first"),
+        node("Abs", ["c"], ["y"], name="odd"),
+    ]
+    with pytest.raises(UnsupportedOperatorError) as raised:
+        convert_model(model(nodes, {"w": weights(2, 3, 3, 3)}, ("N", 9, 9, 3)))
+    assert "node 'odd' (Abs)" in str(raised.value)
+    assert "first" not in str(raised.value)
 
 
 def broken(change: Callable[[ModelProto], Any]) -> ModelProto:

@@ -409,3 +409,19 @@ def test_nodes_in_any_order_and_unused_ones() -> None:
     ]
     assert ops(check(model(nodes[1::-1])))
     assert ops(convert_model(model(nodes))) == ["tanh", "relu"]
+
+
+@pytest.mark.parametrize("opset", [7, 12, 17])
+def test_outputs_that_nothing_reads_are_left_out(opset: int) -> None:
+    nodes = [
+        node("MaxPool", ["x"], ["m", "indices"], kernel_shape=[2, 2]) if opset > 7 else
+        node("Identity", ["x"], ["m"]),
+        node("Dropout", ["m"], ["d", "mask"]),
+        node("Relu", ["d"], ["y"]),
+    ]  # fmt: skip
+    check(model(nodes, opset=opset))
+
+
+@pytest.mark.parametrize("exponent", [np.int64(2), np.float32(3)])
+def test_powers(exponent: Any) -> None:
+    check(model([node("Pow", ["x", "e"], ["y"])], {"e": exponent}))

@@ -109,6 +109,21 @@ def test_gelu_after_a_scale_for_each_channel() -> None:
     assert "gelu" in ops(found)
 
 
+@pytest.mark.parametrize("form", GELU)
+@pytest.mark.parametrize("seed", range(6))
+def test_gelu_after_a_dense_layer_with_any_bias(form: str, seed: int) -> None:
+    dense = [node("MatMul", ["f", "w"], ["m"]), node("Add", ["m", "bias"], ["x1"])]
+    renamed = [
+        helper.make_node(n.op_type, ["x1" if i == "x" else i for i in n.input], n.output)
+        for n in GELU[form]
+    ]
+    constants = {"w": weights(192, 5, seed=seed) / 8, "bias": weights(5, seed=seed)}
+    found = check(
+        model([node("Flatten", ["x"], ["f"]), *dense, *renamed], {**NUMBERS, **constants})
+    )
+    assert ops(found) == ["flatten", "affine", "gelu"]
+
+
 def test_silu_and_its_scaled_form() -> None:
     nodes = [node("Sigmoid", ["x"], ["s"]), node("Mul", ["x", "s"], ["y"])]
     assert ops(check(model(nodes))) == ["silu"]
