@@ -14,16 +14,29 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["NOT_SENT", "OK", "Limits", "Outcome", "Pending", "closed_loop", "open_loop"]
+__all__ = [
+    "NOT_SENT",
+    "OK",
+    "Limits",
+    "Outcome",
+    "Pending",
+    "begun_twice",
+    "closed_loop",
+    "open_loop",
+    "poisson",
+    "uniform",
+]
 
 OK = "OK"
-NOT_SENT = "NOT_SENT"  # so many requests were unanswered that the generator held this one back
+NOT_SENT = "NOT_SENT"  # held back: too many were unanswered, or the generator was too far behind
 MAX_UNANSWERED = 8192
+MAX_BEHIND = 1.0  # seconds; a generator that is later than that measures itself, and would not end
 
 
 class Pending(Protocol):
@@ -130,9 +143,10 @@ def open_loop(
         due = start + arrival
         if not recorder.time_left(due):
             break
-        if (early := due - time.perf_counter()) > 0:
+        early = due - time.perf_counter()
+        if early > 0:
             time.sleep(early)
-        if not unanswered.acquire(blocking=False):
+        if early < -MAX_BEHIND or not unanswered.acquire(blocking=False):
             recorder.answered(due, NOT_SENT)
             continue
 
@@ -144,6 +158,15 @@ def open_loop(
     for _ in range(MAX_UNANSWERED):  # each ends: it has a deadline
         unanswered.acquire()
     return recorder.result()
+
+
+def begun_twice(
+    arrivals: Callable[[float], Iterator[float]], rate: float, warm_up: float
+) -> Iterator[float]:
+    """Arrivals for `warm_up` seconds, and then from their beginning: one counts at any rate."""
+    yield from takewhile(lambda arrival: arrival < warm_up, arrivals(rate))
+    for arrival in arrivals(rate):
+        yield warm_up + arrival
 
 
 def uniform(rate: float) -> Iterator[float]:

@@ -14,7 +14,16 @@ import grpc
 import numpy as np
 
 from convserve.cli import _latency
-from convserve.cli._load import OK, Limits, Outcome, closed_loop, open_loop, poisson, uniform
+from convserve.cli._load import (
+    OK,
+    Limits,
+    Outcome,
+    begun_twice,
+    closed_loop,
+    open_loop,
+    poisson,
+    uniform,
+)
 from convserve.cli._target import Metadata, Target
 from convserve.errors import ConvserveError
 from convserve_client import protocol, tensors
@@ -114,7 +123,8 @@ def _run(calls: list[Any], data: bytes, load: Load, metadata: Metadata) -> Outco
             return _status_of(calls[caller % len(calls)], data, send)
 
         return closed_loop(once, load.concurrency, load.limits)
-    arrivals = (poisson if load.arrivals == "poisson" else uniform)(load.rate)
+    pattern = poisson if load.arrivals == "poisson" else uniform
+    arrivals = begun_twice(pattern, load.rate, load.limits.warm_up)
     turns = cycle(calls)
     return open_loop(
         lambda: next(turns).future(data, **send),

@@ -75,6 +75,12 @@ def test_requests_at_a_rate(address: str, capsys: pytest.CaptureFixture[str]) ->
     assert sum(int(line.split()[-1]) for line in lines[2:]) == 20
 
 
+def test_a_rate_below_one_in_the_time(address: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert bench("--server", address, "--batch", "1", "--rate", "0.01", "--json") == 0
+    (row,) = json.loads(capsys.readouterr().out)["rows"]
+    assert row["statuses"] == {"OK": 1}
+
+
 def test_a_request_that_the_server_refuses(
     address: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

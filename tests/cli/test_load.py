@@ -13,7 +13,16 @@ import numpy as np
 import pytest
 
 from convserve.cli import _latency, _load
-from convserve.cli._load import NOT_SENT, OK, Limits, closed_loop, open_loop, poisson, uniform
+from convserve.cli._load import (
+    NOT_SENT,
+    OK,
+    Limits,
+    begun_twice,
+    closed_loop,
+    open_loop,
+    poisson,
+    uniform,
+)
 
 
 class Server:
@@ -126,6 +135,32 @@ def test_what_could_not_be_sent_is_counted(monkeypatch: pytest.MonkeyPatch) -> N
 
     outcome = open_loop(send, result, arrivals(), Limits(60))
     assert outcome.statuses == {OK: 2, NOT_SENT: 3}
+
+
+def test_a_generator_that_is_too_far_behind_lets_requests_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(_load, "MAX_BEHIND", 0.1)
+    sent = []
+
+    def send() -> Future[str]:
+        sent.append(time.sleep(0.2))
+        future: Future[str] = Future()
+        future.set_result(OK)
+        return future
+
+    outcome = open_loop(send, result, uniform(1e4), Limits(0.5))
+    assert outcome.statuses == {OK: len(sent), NOT_SENT: 5000 - len(sent)}
+    assert len(sent) < 10
+
+
+@pytest.mark.parametrize("arrivals", [uniform, poisson])
+def test_one_request_counts_at_any_rate(arrivals: Callable[[float], Any]) -> None:
+    times = [*itertools.takewhile(lambda time_: time_ < 1, begun_twice(arrivals, 0.01, 0.3))]
+    assert times == [0.0, 0.3]
+    times = [*itertools.takewhile(lambda time_: time_ < 40, begun_twice(arrivals, 100.0, 10))]
+    assert times == sorted(times)
+    assert len(times) == pytest.approx(4000, rel=0.1)
 
 
 @pytest.mark.parametrize("arrivals", [uniform, poisson])
