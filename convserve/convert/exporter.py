@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -20,7 +21,8 @@ from convserve._npz import NpzFault, atomic_file
 from convserve.convert.values import Array
 from convserve.errors import ConversionError
 from convserve.graph import Graph, Node, layers
-from convserve.kernels._arguments import padding_sides
+from convserve.graph.layers import Shape
+from convserve.kernels._arguments import Sides, padding_sides
 from convserve.model_file import ModelFile
 
 __all__ = ["OPSET", "export_onnx", "to_onnx"]
@@ -152,11 +154,31 @@ def _conv(e: _Export, node: Node) -> None:
 
 def _pool(e: _Export, node: Node) -> None:
     op: Any = node.op
-    attributes = {"kernel_shape": list(op.size), "ceil_mode": int(op.rounding == "ceil")}
+    padding, rounding = _pool_window(op, e.graph.input_shapes(node)[0], node.shape)
+    attributes = {"kernel_shape": list(op.size), "ceil_mode": int(rounding == "ceil")}
     if isinstance(op, layers.AvgPool2d):
         attributes["count_include_pad"] = int(op.count_include_pad)
     kind = "MaxPool" if isinstance(op, layers.MaxPool2d) else "AveragePool"
-    e.add(node, kind, **attributes, **_window(op))
+    e.add(node, kind, **attributes, **_window(replace(op, padding=padding)))
+
+
+def _pool_window(op: Any, shape: Shape, made: Shape) -> tuple[Sides, str]:
+    """Padding and rounding that give the size by ONNX's plain formula too.
+
+    Runtimes leave out a last window that would begin in the far padding, as we do, but their
+    shape inference at this opset counts it, and then the model does not load.
+    """
+    sides, floor = [], True
+    axes = zip(shape[1:], op.size, op.stride, op.padding, made[1:], strict=True)
+    for size, window, stride, (before, after), count in axes:
+        spare = size + before + after - window
+        floor = floor and spare // stride + 1 == count
+        if -(-spare // stride) + 1 > count:
+            after = max(0, (count - 1) * stride + window - size - before)
+        sides.append((before, after))
+    if op.rounding == "ceil" and not floor:
+        return (sides[0], sides[1]), "ceil"
+    return op.padding, "floor"
 
 
 def _affine(e: _Export, node: Node) -> None:

@@ -192,6 +192,33 @@ def test_to_onnx_and_back(name: str) -> None:
             np.testing.assert_allclose(again[output], ours[output], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("pool", [layers.MaxPool2d, layers.AvgPool2d])
+@pytest.mark.parametrize(
+    "shape, size, stride",
+    [
+        ((2, 23, 13), 3, (3, 2)),  # a window dropped along the height
+        ((2, 11, 10), 3, 3),  # and one kept along the width
+        ((2, 11, 11), 3, 3),  # dropped along both
+        ((2, 10, 10), 3, 3),  # none
+        ((2, 9, 9), (2, 3), (4, 2)),
+    ],
+)
+def test_the_size_of_a_pooling_that_rounds_up_is_inferred(
+    pool: Any, shape: Any, size: Any, stride: Any
+) -> None:
+    graph = Graph(shape)
+    graph.add(pool(size, stride, 1, "ceil"))
+    source = filled(graph)
+    proto = to_onnx(source)
+    proto.graph.output[0].type.tensor_type.ClearField("shape")
+    inferred = onnx.shape_inference.infer_shapes(proto, strict_mode=True).graph.output[0]
+    dims = [dim.dim_value for dim in inferred.type.tensor_type.shape.dim]
+    assert dims[1:] == list(graph.nodes[-1].shape)
+    x = weights(2, *shape)
+    ours = Model.from_file(source).predict(x)
+    np.testing.assert_array_equal(Model.from_file(convert_model(proto)).predict(x), ours)
+
+
 @pytest.mark.parametrize("name", GRAPHS)
 def test_onnx_runtime_agrees(name: str, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
