@@ -44,7 +44,8 @@ def write_feature_maps(path: Path, image: Path, out: Path, threads: int | None) 
         with atomic_file(out) as file:
             picture.save(file, "PNG")
     except (OSError, NpzFault) as error:
-        raise ImageError(f"{out}: can't be written: {error}") from error
+        detail = getattr(error, "strerror", None) or error  # and not the temporary file's name
+        raise ImageError(f"{out}: can't be written: {detail}") from error
     click.echo(printable(f"wrote {out}: {len(names)} layers"))
 
 

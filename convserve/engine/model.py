@@ -120,15 +120,17 @@ class Model:
         ("conv1", "pool1", "logits"), a dict of arrays by these names.
         threads: how many this call may use, at most the model's own.
 
-        Raises ShapeError and TypeError for an x that does not fit, UnknownNameError for an output
-        that does not exist.
+        Raises ShapeError and TypeError for an x that does not fit or threads that are no number
+        from 1 on, UnknownNameError for an output that does not exist.
         """
         if outputs is None:
             names, asked = self._own
         else:
             names = tuple(_names(outputs))
             asked = tuple(self.graph.resolve(name) for name in names)
-        limit = self.threads if threads is None else min(threads, self.threads)
+        limit = self.threads
+        if threads is not None:
+            limit = min(integer(threads, "threads", 1), limit)
         given = self._checked_inputs(x)
         plan = self._plan(asked, len(given[0]))
         table = None
@@ -294,7 +296,11 @@ def load(
     """
     path = Path(path)
     name = path.stem
-    if path.is_dir():
+    try:
+        is_directory = path.is_dir()
+    except OSError as error:  # a name that is too long
+        raise ModelFileError(f"{str(path):.200}: {error.strerror or error}") from error
+    if is_directory:
         name = path.resolve().name
         path = newest_version(path)
     file = model_file.load(path)
@@ -311,14 +317,17 @@ def load(
 
 def newest_version(directory: Path) -> Path:
     """The highest version's DIR/<version>/model.npz; ModelFileError where there is none."""
-    versions = [
-        int(entry.name)
-        for entry in directory.iterdir()
-        if entry.name.isascii() and entry.name.isdigit() and (entry / "model.npz").is_file()
-    ]
+    try:
+        versions = [
+            entry
+            for entry in directory.iterdir()
+            if entry.name.isascii() and entry.name.isdigit() and (entry / "model.npz").is_file()
+        ]
+    except OSError as error:
+        raise ModelFileError(f"{directory}: {error.strerror or error}") from error
     if not versions:
         raise ModelFileError(f"{directory}: it has no <version>/model.npz")
-    return directory / str(max(versions)) / "model.npz"
+    return max(versions, key=lambda entry: int(entry.name)) / "model.npz"
 
 
 def top_k(

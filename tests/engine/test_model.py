@@ -158,18 +158,26 @@ def test_top_k_order():
 
 
 def test_a_directory_of_versions(tmp_path):
-    for version in ("1", "10", "9", "notes"):
+    for version in ("1", "010", "9", "notes"):
         (tmp_path / "digits" / version).mkdir(parents=True)
         model_file.save(tmp_path / "digits" / version / "model.npz", lenet_file(len(version)))
     model = convserve.load(tmp_path / "digits", threads=1)
     x = np.ones((1, 1, 28, 28), np.float32)
     assert model.name == "digits" and model.threads == 1
-    reference.assert_same_bits(model.predict(x), Model(lenet_file(2)).predict(x))
+    reference.assert_same_bits(model.predict(x), Model(lenet_file(3)).predict(x))
     (tmp_path / "empty").mkdir()
     with pytest.raises(ModelFileError, match="has no <version>"):
         convserve.load(tmp_path / "empty")
     with pytest.raises(ModelFileError, match="missing"):
         convserve.load(tmp_path / "missing.npz")
+    with pytest.raises(ModelFileError, match="name too long"):
+        convserve.load("a" * 5000)
+
+
+@pytest.mark.parametrize("threads, error", [(0, ShapeError), (-1, ShapeError), (1.5, TypeError)])
+def test_threads_of_a_call_that_are_no_number_from_one(threads, error):
+    with pytest.raises(error, match="threads"):
+        Model(lenet_file(1)).predict(np.zeros((1, 1, 28, 28), np.float32), threads=threads)
 
 
 def test_repeated_calls_take_no_more_memory():
