@@ -299,7 +299,7 @@ def load(
     try:
         is_directory = path.is_dir()
     except OSError as error:  # a name that is too long
-        raise ModelFileError(f"{str(path):.200}: {error.strerror or error}") from error
+        raise ModelFileError(f"{path!s:.200}: {error.strerror or error}") from error
     if is_directory:
         name = path.resolve().name
         path = newest_version(path)
