@@ -66,6 +66,7 @@ class ToyServer:
         self.missing: set[str] = set()  # calls that it does not have
         self.delay = lambda request: 0.0
         self.hold: threading.Event | None = None
+        self.held: set[str] = set()  # calls beside ModelInfer that wait for it
         self.requests: list[Any] = []
         self.loads: list[Any] = []
         self.calls: list[str] = []
@@ -128,6 +129,8 @@ class ToyServer:
                 self.deadlines.append(context.time_remaining())
                 self.peers.append(context.peer())
                 failure = self.fail.pop(0) if self.fail else None
+            if name in self.held and self.hold is not None:
+                self.hold.wait(WAIT)
             if name in self.missing:
                 context.abort(grpc.StatusCode.UNIMPLEMENTED, f"no {name} here")
             if failure is not None:

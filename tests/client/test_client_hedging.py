@@ -77,6 +77,19 @@ def test_streams_and_parts_of_a_batch_too(connect: Any, stuck: Any) -> None:
     assert infers(stuck[0]) >= 1
 
 
+def test_what_is_asked_before_an_inference_too(connect: Any, stuck: Any) -> None:
+    client = balanced(connect, stuck)
+    stuck[0].held = {"ModelMetadata", "ModelConfig", "RepositoryIndex"}
+    x = stuck[0].images(3)
+    start = time.monotonic()
+    for _ in range(3):
+        results = list(client.predict_many(iter(x)))  # asks for the name, the metadata, the rest
+        np.testing.assert_array_equal(np.stack(results), stuck[0].scores_of(x))
+        assert client.model_metadata("toy").name == "toy"
+    assert time.monotonic() - start < STUCK
+    assert stuck[0].held & set(stuck[0].calls)
+
+
 def test_a_name_with_many_addresses(connect: Any, server: Any) -> None:
     client = connect(server.address, load_balancing="round_robin", hedge_after=AFTER)
     client.predict(server.images(0), model="toy")
@@ -119,6 +132,7 @@ def test_one_server_is_asked_over_a_second_connection(connect: Any, server: Any)
 def test_the_budget_bounds_it(connect: Any, server: Any) -> None:
     client = connect(server.address, hedge_after=AFTER, retry_budget=2)
     client.predict(server.images(0), model="toy")
+    getattr(client, "client", client)._hedging._tokens = 4.0  # connecting may have taken some
     # Of four tokens each second attempt takes one, and each answer gives a tenth back.
     for number in range(3):
         server.delay = lambda request, count=2 * number + 2: once_asked(server, count)

@@ -27,6 +27,7 @@ from convserve_client._many import Stream, check_items
 from convserve_client._model import Array, Inputs
 from convserve_client._request_options import Pairs
 from convserve_client._requests import Request, read_answer
+from convserve_client._security import Metadata
 from convserve_client._shared_memory import Region
 from convserve_client._steps import Call, Flow, Infer, Sleep, T
 from convserve_client.errors import ConvserveClientError
@@ -260,9 +261,9 @@ class AsyncClient(ClientBase):
             return value
 
     async def _perform(self, step: Call | Infer | Sleep, remaining: Remaining) -> Any:
-        if isinstance(step, Call) and step.method == "ModelInfer":
-            request = Request(step.request, None, metadata=step.metadata)
-            return await self._answer(self._start(request, remaining))
+        if isinstance(step, Call) and self._is_hedged(step.method):
+            call = self._start(step.method, step.request, step.metadata, remaining)
+            return await self._answer(call)
         if isinstance(step, Call):
             call = self._ready_calls()[step.method](
                 step.request,
@@ -279,13 +280,13 @@ class AsyncClient(ClientBase):
         await asyncio.sleep(step.seconds if left is None else max(0.0, min(step.seconds, left)))
         return None
 
-    def _start(self, request: Request, remaining: Remaining) -> Any:
+    def _start(self, method: str, request: Any, own: Metadata, remaining: Remaining) -> Any:
         self._ready_calls()
-        stub = self._inferring()
+        stub = self._attempts(method)
 
         def start(number: int) -> Any:
-            metadata = self._options.call_metadata(request.metadata)
-            return stub(number)(request.data, timeout=remaining(), metadata=metadata)
+            metadata = self._options.call_metadata(own)
+            return stub(number)(request, timeout=remaining(), metadata=metadata)
 
         return start(0) if self._hedging is None else hedged(self._hedging, start)
 
@@ -318,7 +319,8 @@ class AsyncClient(ClientBase):
                     failure, request = error, None
                 more = request is not None
                 if request is not None:
-                    calls.append((request, self._start(request, remaining)))
+                    call = self._start("ModelInfer", request.data, request.metadata, remaining)
+                    calls.append((request, call))
                     await asyncio.sleep(0)  # lets the call go out before a slow source is asked
             if failure is not None:
                 raise failure

@@ -25,6 +25,9 @@ from convserve_client.errors import (
 
 CLOSE_SECONDS = 1.0  # for telling the server what it can give back
 
+# An inference, and what has to be known of a model before one.
+HEDGED = frozenset({"ModelInfer", "ModelMetadata", "ModelConfig", "RepositoryIndex"})
+
 # Seconds that are left for a call, None for no limit.
 Remaining = Callable[[], float | None]
 
@@ -34,7 +37,7 @@ class ClientBase:
 
     _calls: dict[str, Any]
     _again: Sequence[Any] = ()
-    _infer_again: Sequence[Any] = ()
+    _calls_again: Sequence[dict[str, Any]] = ()
 
     def __init__(
         self,
@@ -116,18 +119,21 @@ class ClientBase:
     def _open_again(self, api: Any) -> None:
         """Makes the channels for further attempts; each connects when it is first used."""
         self._again = [options.open(api) for options in self._options.again()]
-        self._infer_again = [self._stubs(channel)["ModelInfer"] for channel in self._again]
+        self._calls_again = [self._stubs(channel) for channel in self._again]
 
-    def _inferring(self) -> Callable[[int], Any]:
-        """What makes each attempt of one inference, by number."""
-        if self._hedging is None or not self._infer_again:
-            return lambda number: self._calls["ModelInfer"]
-        first = random.randrange(len(self._infer_again))
+    def _is_hedged(self, method: str) -> bool:
+        return self._hedging is not None and method in HEDGED
+
+    def _attempts(self, method: str) -> Callable[[int], Any]:
+        """What makes each attempt of one call, by number."""
+        if self._hedging is None or not self._calls_again:
+            return lambda number: self._calls[method]
+        first = random.randrange(len(self._calls_again))
 
         def stub(number: int) -> Any:
             if number == 0:
-                return self._calls["ModelInfer"]
-            return self._infer_again[(first + number) % len(self._infer_again)]
+                return self._calls[method]
+            return self._calls_again[(first + number) % len(self._calls_again)][method]
 
         return stub
 

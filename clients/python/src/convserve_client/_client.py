@@ -20,6 +20,7 @@ from convserve_client._many import Stream, check_items
 from convserve_client._model import Array, Inputs
 from convserve_client._request_options import Pairs
 from convserve_client._requests import Request, read_answer
+from convserve_client._security import Metadata
 from convserve_client._shared_memory import Region
 from convserve_client._steps import Call, Flow, Infer, Sleep, T
 from convserve_client.errors import ConvserveClientError
@@ -57,11 +58,12 @@ class Client(ClientBase):
             None for no pings. Servers disconnect who pings too often: convserve allows 10.
         shared_memory: whether large tensors go through memory that a server on this machine also
             sees, and which must have that enabled.
-        hedge_after: seconds without an answer after which an inference is sent once more, over a
-            second connection, or to up to two of several servers one after the other. The first
-            answer wins, the other calls are cancelled. None, the default: never. The 95th
-            percentile of your latency is a good value. It is bounded as retries are: a tenth of the
-            answered calls, and `retry_budget` more; not together with `shared_memory`.
+        hedge_after: seconds without an answer after which an inference, or what is asked of the
+            model before it, is sent once more, over a second connection, or to up to two of
+            several servers one after the other. The first answer wins, the other calls are
+            cancelled. None, the default: never. The 95th percentile of your latency is a good
+            value. It is bounded as retries are: a tenth of the answered calls, and `retry_budget`
+            more; not together with `shared_memory`.
 
     Every method raises a subclass of `errors.ConvserveClientError` when the call fails. Where a
     method takes `model`, None stands for the only model of the server, and an empty `version`
@@ -318,10 +320,12 @@ class Client(ClientBase):
             return value
 
     def _perform(self, step: Call | Infer | Sleep, remaining: Remaining) -> Any:
-        if isinstance(step, Call) and step.method == "ModelInfer" and self._hedging is not None:
-            request = Request(step.request, None, metadata=step.metadata)
-            with closing(self._pipeline([request], 1, remaining)) as pairs:
-                return next(pairs)[1]
+        if isinstance(step, Call) and self._is_hedged(step.method):
+            call = self._start(step.method, step.request, step.metadata, remaining)
+            try:
+                return self._wait([call])
+            finally:
+                call.cancel()
         if isinstance(step, Call):
             return self._one(step, remaining)
         if isinstance(step, Infer):
@@ -345,25 +349,25 @@ class Client(ClientBase):
         except (grpc.RpcError, ValueError) as error:  # ValueError: closed by another thread
             raise self._error(error) from None
 
-    def _start(self, request: Request, remaining: Remaining) -> Any:
+    def _start(self, method: str, request: Any, own: Metadata, remaining: Remaining) -> Any:
         self._check_open()
-        stub = self._inferring()
+        stub = self._attempts(method)
 
         def start(number: int) -> Any:
-            metadata = self._options.call_metadata(request.metadata)
+            metadata = self._options.call_metadata(own)
             try:
-                return stub(number).future(request.data, timeout=remaining(), metadata=metadata)
+                return stub(number).future(request, timeout=remaining(), metadata=metadata)
             except ValueError as error:  # closed by another thread
                 raise self._error(error) from None
 
         return start(0) if self._hedging is None else HedgedCall(self._hedging, start)
 
-    def _wait(self, calls: Iterable[tuple[Request, Any]]) -> Any:
+    def _wait(self, calls: Iterable[Any]) -> Any:
         """The answer to the first of the calls."""
         try:
             if self._hedging is None:
-                return next(iter(calls))[1].result()
-            return wait_for_first([call for _, call in calls])
+                return next(iter(calls)).result()
+            return wait_for_first(list(calls))
         except (grpc.RpcError, grpc.FutureCancelledError) as error:
             raise self._error(error) from None
 
@@ -378,7 +382,7 @@ class Client(ClientBase):
         try:
             while more or calls:
                 if calls and (not more or len(calls) == in_flight or calls[0][1].done()):
-                    response = self._wait(calls)
+                    response = self._wait(call for _, call in calls)
                     yield calls.popleft()[0], response
                     continue
                 try:
@@ -387,7 +391,8 @@ class Client(ClientBase):
                     failure, request = error, None
                 more = request is not None
                 if request is not None:
-                    calls.append((request, self._start(request, remaining)))
+                    call = self._start("ModelInfer", request.data, request.metadata, remaining)
+                    calls.append((request, call))
             if failure is not None:
                 raise failure
         finally:
