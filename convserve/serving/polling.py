@@ -19,6 +19,7 @@ class Poller:
         self._repository = repository
         self._seconds = seconds
         self._wake = threading.Event()
+        self._lock = threading.Lock()  # of what was said, which is read and forgotten in one
         self._told = False
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="repository", daemon=True)
@@ -26,7 +27,8 @@ class Poller:
 
     def look_now(self) -> None:
         """Look at once, and trust that what is there is whole: its files are still checked."""
-        self._told = True
+        with self._lock:
+            self._told = True
         self._wake.set()
 
     def close(self) -> None:
@@ -40,7 +42,8 @@ class Poller:
             self._wake.clear()
             if self._closed:
                 return
-            told, self._told = self._told, False
+            with self._lock:
+                told, self._told = self._told, False
             try:
                 self._repository.refresh(settled=not told, loaded_only=self._seconds is None)
             except Exception:
