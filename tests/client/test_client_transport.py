@@ -71,6 +71,18 @@ def test_a_server_that_dies_costs_no_call(connect: Any, servers: Any) -> None:
         np.testing.assert_array_equal(client.predict(x, model="toy"), servers[1].scores_of(x))
 
 
+def test_a_server_without_a_name_is_left_out(
+    connect: Any, server: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    client = connect(["gone.invalid:8001", server.address])
+    np.testing.assert_array_equal(
+        client.predict(server.images(3)), server.scores_of(server.images(3))
+    )
+    assert "'gone.invalid:8001' can't be resolved" in caplog.text
+    with pytest.raises(errors.UnavailableError, match=r"'gone\.invalid:1' can't be resolved"):
+        connect(["gone.invalid:1", "lost.invalid:1"]).server_live()
+
+
 def test_one_address_can_take_turns_too(connect: Any, server: Any) -> None:
     assert connect(server.address, load_balancing="round_robin").server_live()
     pinned = connect([server.address, "127.0.0.1:9"], load_balancing="pick_first")

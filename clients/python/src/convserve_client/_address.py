@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import ipaddress
+import logging
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from convserve_client.errors import UnavailableError
+
+_log = logging.getLogger(__name__)
 
 IP = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -70,10 +73,23 @@ def parse_all(address: str | Sequence[str]) -> tuple[Address, ...]:
 
 
 def target(addresses: Sequence[Address]) -> str:
-    """What gRPC is to connect to; several addresses are resolved here, once."""
+    """What gRPC is to connect to; several addresses are resolved here, once.
+
+    UnavailableError if none of them can be.
+    """
     if len(addresses) == 1:
         return addresses[0].text
-    found = dict.fromkeys((ip, one.port) for one in addresses for ip in one.resolve())
+    found: dict[tuple[IP, int], None] = {}
+    lost: list[UnavailableError] = []
+    for one in addresses:
+        try:
+            found.update(dict.fromkeys((ip, one.port) for ip in one.resolve()))
+        except UnavailableError as error:
+            lost.append(error)
+    if not found:
+        raise lost[0]
+    for error in lost:  # a server that is gone may have no name either, and the others serve on
+        _log.warning("%s; this client does without it", error.details)
     if all(ip.version == 4 for ip, _ in found):
         return "ipv4:" + ",".join(f"{ip}:{port}" for ip, port in found)
     mixed = ((f"::ffff:{ip}" if ip.version == 4 else str(ip), port) for ip, port in found)
