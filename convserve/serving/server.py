@@ -49,7 +49,7 @@ __all__ = ["Group", "Options", "Server"]
 _log = logging.getLogger(__name__)
 _SPARE_THREADS = 32  # calls that are parsed, checked, rejected or sent while all others wait
 _CONTROL_THREADS = 16
-_MAX_PENDING_CALLS = 20_000  # some KB each
+_MAX_PENDING_CALLS = 10_000  # 10 to 20 KB each; in a flood the next call waits for so many
 _LOADING_THREADS = 4
 
 
