@@ -215,4 +215,4 @@ def _pixel_layer(build: Layers, layer: Layer, inputs: list[Layer]) -> Layer:
         return _conv_of(build, layer, inputs[0])
     if isinstance(layer.op, POINTWISE):
         return build.add(layer.op, *inputs, params=layer.params)
-    raise Unsupported("it needs features as an image again, after an operator for flat inputs")
+    raise Unsupported(f"it needs as an image again what {layer.origin} makes, which is flat")
