@@ -83,8 +83,8 @@ _PORT = click.IntRange(0, 65535)
     "--max-concurrent-streams",
     type=click.IntRange(1, 1_000_000),
     metavar="N",
-    help="Calls at a time on one connection; more wait at the client, or are UNAVAILABLE where gRPC "
-    "is not yet through with earlier ones.",
+    help="Calls at a time on one connection; more wait at the client, or are UNAVAILABLE where "
+    "gRPC is not yet through with earlier ones.",
 )
 @click.option(
     "--max-connections",
