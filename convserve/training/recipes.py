@@ -91,7 +91,7 @@ RECIPES = {
         "ResNet-20 (He et al. 2015), with a cosine",
         "resnet20",
         {
-            "epochs": 100,
+            "epochs": 40,
             "batch_size": 128,
             "lr": 0.1,
             "weight_decay": 5e-4,
