@@ -150,7 +150,7 @@ def _check_meaning(model: ModelFile) -> None:
         classes = graph.shape(next(iter(graph.outputs.values())))
         if not all(isinstance(label, str) for label in labels):
             raise NpzFault("its labels must be strings")
-        if classes != (len(labels),):
+        if classes not in ((len(labels),), (len(labels), 1, 1)):
             raise NpzFault(f"it has {len(labels)} labels for an output of shape {classes}")
         if any(0xD800 <= ord(c) <= 0xDFFF for label in labels for c in label):
             raise NpzFault("its labels hold surrogates, which are no characters")

@@ -15,6 +15,7 @@ cdef class Operations(Tensors):
     cdef void _cut(self, cs_op *op, int blocks, int rows, int width)
     cdef int _aligned(self, cs_op *op, int64_t rows) noexcept
     cdef void _reserve(self, cs_op *op, int64_t floats)
+    cdef void _softmax(self, int kind, int level, int x, int y)
     cdef const int32_t *_numbers(self, array) except NULL
     cdef cs_op *_norm(self, int kind, int level, int x, int y) except NULL
     cdef void _by_pixels(self, cs_op *op, int y, PackedConv packed)

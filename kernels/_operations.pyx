@@ -107,10 +107,16 @@ cdef class Operations(Tensors):
         self._op(CS_FLATTEN, level, x, y)
 
     def softmax(self, int level, int x, int y):
-        self._op(CS_SOFTMAX, level, x, y)
+        self._softmax(CS_SOFTMAX, level, x, y)
 
     def log_softmax(self, int level, int x, int y):
-        self._op(CS_LOG_SOFTMAX, level, x, y)
+        self._softmax(CS_LOG_SOFTMAX, level, x, y)
+
+    cdef void _softmax(self, int kind, int level, int x, int y):
+        cdef cs_op *op = self._op(kind, level, x, y)
+        cdef cs_tensor *t = &self.tensors[y]
+        if t.plane != t.px:  # one pixel with a halo: the row is made elsewhere
+            self._reserve(op, (t.channels + 15) // 16 * 16)
 
     def rearrange(self, int level, int y, channels, tensors, sources):
         """channels[i] of y becomes sources[i] of tensors[i]; the others stay. int64[n] each."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from convserve.cli._classifiers import Pixels, Scores, ServedClassifier
+from convserve.cli._classifiers import Pixels, Scores, ServedClassifier, row_shape
 from convserve.datasets import HeldOut
 from convserve.engine.model import Model
 from convserve.graph import layers
@@ -57,12 +57,12 @@ class Candidate:
         def predict(x: Pixels) -> Scores:
             scores = model.predict(x)
             assert isinstance(scores, np.ndarray)  # one output
-            return scores
+            return scores.reshape(scores.shape[:2])
 
         return cls(
             name,
             model.input_shape,
-            tuple(map(graph.shape, graph.outputs.values())),
+            tuple(row_shape(graph.shape(layer)) for layer in graph.outputs.values()),
             model.preprocessing,
             None if model.labels is None else tuple(model.labels),
             isinstance(graph.node(first).op, layers.Softmax),

@@ -57,7 +57,7 @@ class LocalClassifier:
 
     def scores(self, batches: Iterable[Pixels]) -> Generator[Scores, None, None]:
         for batch in batches:
-            yield _only(self._model.predict(batch))
+            yield _rows(self._model.predict(batch))
 
 
 class ServedClassifier:
@@ -73,7 +73,7 @@ class ServedClassifier:
         self._batch_size = batch_size
         # The first dimension is the batch, unless the server says that there is none.
         self.input_shape = tuple(metadata.inputs[0].shape)[1:]
-        self.outputs = tuple(tuple(tensor.shape)[1:] for tensor in metadata.outputs)
+        self.outputs = tuple(row_shape(tuple(tensor.shape)[1:]) for tensor in metadata.outputs)
         self.classes = _classes(self.outputs[0], what)
         labels = _parameter(config, "labels", what)
         self.labels = None if labels is None else [str(label) for label in labels]
@@ -86,7 +86,7 @@ class ServedClassifier:
         )
         with closing(results):
             for result in results:
-                yield _only(result)
+                yield _rows(result)
 
 
 def open_classifier(
@@ -128,7 +128,13 @@ def _one_input(names: Sequence[str], what: str) -> None:
         )
 
 
+def row_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the shape of an output of one pixel, (K, 1, 1), as that of a row of scores, (K,)."""
+    return shape[:1] if shape[1:] == (1, 1) else shape
+
+
 def _classes(shape: tuple[int, ...], what: str) -> int:
+    shape = row_shape(shape)
     if len(shape) != 1 or shape[0] < 1:
         raise click.ClickException(
             f"{what}: no classifier: its first output has shape {list(shape)}, not [classes]"
@@ -154,6 +160,7 @@ def _parameter(config: Any, name: str, what: str) -> Any:
         raise click.ClickException(f"{what}: parameter {name!r} is not JSON: {error}") from error
 
 
-def _only(result: Scores | dict[str, Scores]) -> Scores:
-    """Return the first output of a model that may have several."""
-    return next(iter(result.values())) if isinstance(result, dict) else result
+def _rows(result: Scores | dict[str, Scores]) -> Scores:
+    """Return the first output of a model that may have several, each image's scores as a row."""
+    scores = next(iter(result.values())) if isinstance(result, dict) else result
+    return scores.reshape(scores.shape[:2])

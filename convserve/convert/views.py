@@ -11,11 +11,11 @@ from convserve.graph import layers as ops
 
 __all__ = ["axis_kind", "flat", "image", "in_order", "order", "per_channel", "plain", "pooled"]
 
-# Functions of single values: they can be taken before or after any rearrangement.
+# What one pixel's channels go through as a row of features does.
 POINTWISE = (
     ops.ReLU, ops.LeakyReLU, ops.Clip, ops.Sigmoid, ops.HardSigmoid, ops.HardSwish, ops.SiLU,
     ops.GELU, ops.Tanh, ops.ELU, ops.Dropout, ops.ScaleShift, ops.PReLU, ops.BatchNorm, ops.Add,
-    ops.Sub, ops.Mul, ops.Concat, ops.Slice, ops.LayerNorm,
+    ops.Sub, ops.Mul, ops.Concat, ops.Slice, ops.LayerNorm, ops.Softmax, ops.LogSoftmax,
 )  # fmt: skip
 
 

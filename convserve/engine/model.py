@@ -172,11 +172,12 @@ class Model:
         if not pixels:
             return []
         name, layer = next(iter(self.graph.outputs.items()))
-        if len(self.graph.shape(layer)) != 1:
+        if self.graph.shape(layer)[1:] not in ((), (1, 1)):
             raise ShapeError(f"model {self.name!r}: its output {name!r} is not one score a class")
         scores = self.predict(np.stack(pixels), outputs=[name])
         assert isinstance(scores, dict)
-        return _top_k(scores[name], top_k, self.labels)
+        rows = scores[name]
+        return _top_k(rows.reshape(rows.shape[:2]), top_k, self.labels)
 
     def plan(self, batch: int) -> Plan:
         """The plan that computes the graph's outputs for so many images in a call."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from convserve.errors import ShapeError
-from convserve.graph._operator import Operator, ParameterSpec, Shape, choice, finite, flat
+from convserve.graph._operator import Operator, ParameterSpec, Shape, choice, finite
 
 __all__ = [
     "ELU",
@@ -150,23 +150,30 @@ class ELU(Operator):
 
 @dataclass(frozen=True)
 class Softmax(Operator):
-    """exp(x) / Σ exp(x) over the features of a flat input: scores to probabilities."""
+    """exp(x) / Σ exp(x) over the features, or channels of one pixel: scores to probabilities."""
 
     op: ClassVar[str] = "softmax"
     prefix: ClassVar[str] = "softmax"
 
     def infer(self, input_shapes: Sequence[Shape]) -> Shape:
-        flat(input_shapes[0], self.op)
-        return input_shapes[0]
+        return _scores(input_shapes[0], self.op)
 
 
 @dataclass(frozen=True)
 class LogSoftmax(Operator):
-    """x - log Σ exp(x) over the features of a flat input: the logarithm of Softmax."""
+    """x - log Σ exp(x) over the features, or the channels of one pixel: the log of Softmax."""
 
     op: ClassVar[str] = "log_softmax"
     prefix: ClassVar[str] = "log_softmax"
 
     def infer(self, input_shapes: Sequence[Shape]) -> Shape:
-        flat(input_shapes[0], self.op)
-        return input_shapes[0]
+        return _scores(input_shapes[0], self.op)
+
+
+def _scores(shape: Shape, op: str) -> Shape:
+    """The shape, of which only the channels may be more than one."""
+    if len(shape) != 1 and shape[1:] != (1, 1):
+        raise ShapeError(
+            f"{op} needs a flat input or an image of one pixel, got {shape}: add Flatten() before"
+        )
+    return shape

@@ -125,11 +125,13 @@ def _prelu_back(op: Any, x: Array, grad: Array, params: Params) -> Grads:
 
 def _softmax(op: Any, inputs: Inputs, params: Params, rng: Rng) -> tuple[Array, Any]:
     x = inputs[0]
-    return kernels.softmax(x), x
+    return kernels.softmax(x.reshape(x.shape[:2])).reshape(x.shape), x
 
 
 def _softmax_back(op: Any, x: Array, grad: Array, params: Params) -> Grads:
-    return [kernels.softmax_backward(grad, x)], {}
+    rows = x.shape[:2]
+    dx = kernels.softmax_backward(grad.reshape(rows), x.reshape(rows))
+    return [dx.reshape(x.shape)], {}
 
 
 def _batch_norm(op: Any, inputs: Inputs, params: Params, rng: Rng) -> tuple[Array, Any]:

@@ -188,13 +188,24 @@ static void of_blocks(const cs_task *task, const cs_op *op, int64_t i) {
     }
 }
 
-static void softmax(const cs_kernels *k, int kind, const cs_tensor *tx, const float *x, float *y) {
-    if (tx->plane != k->block) {   /* an image of one pixel with a halo: make it a row */
+/* Of a row, or of an image of one pixel: with a halo around it its blocks are no row, so that one is made
+ * of them, in y if that is one. */
+static void softmax(const cs_task *task, const cs_op *op, const float *x, float *y) {
+    const cs_kernels *k = task->plan->kernels;
+    const cs_tensor *tx = &task->plan->tensors[op->x], *ty = &task->plan->tensors[op->y];
+    float *row = ty->plane == k->block ? y : task->scratch;
+    if (tx->plane != k->block) {
         for (int p = 0; p < cs_planes(tx, k->block); p++)
-            memcpy(y + p * k->block, x + p * tx->plane, sizeof(float) * k->block);
-        x = y;
+            memcpy(row + p * k->block, x + p * tx->plane, sizeof(float) * k->block);
+        x = row;
     }
-    (kind == CS_SOFTMAX ? k->softmax : k->log_softmax)(tx->channels, x, y);
+    (op->kind == CS_SOFTMAX ? k->softmax : k->log_softmax)(tx->channels, x, row);
+    if (row == y)
+        return;
+    for (int p = 0; p < cs_planes(ty, k->block); p++) {
+        const int left = ty->channels - p * k->block;
+        memcpy(y + p * ty->plane, row + p * k->block, sizeof(float) * (left < k->block ? left : k->block));
+    }
 }
 
 static void one_image(const cs_task *task, const cs_op *op, int64_t i) {
@@ -227,7 +238,7 @@ static void one_image(const cs_task *task, const cs_op *op, int64_t i) {
     case CS_SOFTMAX:
     case CS_LOG_SOFTMAX:
         if (task->rank == 0)
-            softmax(plan->kernels, op->kind, tx, x, cs_pixels(task, op->y, i));
+            softmax(task, op, x, cs_pixels(task, op->y, i));
         break;
     default:
         of_blocks(task, op, i);

@@ -266,6 +266,19 @@ def test_without_labels_classes_are_numbers(
     assert sorted(map(int, row[1::2])) == list(range(10))
 
 
+def test_scores_of_one_pixel_are_a_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    graph = convserve.Graph((1, 28, 28))
+    graph.add(convserve.layers.Conv2d(3, 5))
+    graph.add(convserve.layers.GlobalAvgPool2d())
+    graph.add(convserve.layers.Softmax())
+    model = ModelFile(graph, graph.initialise(1), ("a", "b", "c"), PREPROCESSING)
+    save(tmp_path / "m.npz", model)
+    Image.new("L", (28, 28), 200).save(tmp_path / "a.png")
+    assert classify(tmp_path / "a.png", "--model", tmp_path / "m.npz", "--top-k", 3) == 0
+    [row] = read_csv(capsys.readouterr().out)
+    assert sorted(row[1::2]) == ["a", "b", "c"]
+
+
 def test_decoding_stays_a_few_batches_ahead(folder: Path) -> None:
     taken = 0
 

@@ -48,6 +48,19 @@ def data(tmp_path):
     return f"npz:{tmp_path / 'data.npz'}"
 
 
+def test_scores_of_one_pixel_are_judged_as_a_row(tmp_path, data, capsys):
+    path = model(tmp_path / "m.npz")
+    graph = Graph((1, 2, 2))
+    graph.add(layers.Conv2d(3, 2, bias=False))
+    graph.add(layers.Softmax())
+    rows = load(path)
+    weight = rows.params["affine1.weight"].reshape(3, 1, 2, 2)
+    file = ModelFile(graph, {"conv1.weight": weight}, LABELS, rows.preprocessing, {})
+    save(tmp_path / "pixel.npz", file)
+    assert convserve("eval", tmp_path / "pixel.npz", "--data", data, "--split", "train") == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "accuracy 65.00 %"
+
+
 @pytest.mark.parametrize("batch_size", [1, 7, 256])
 def test_the_table_and_the_last_line(tmp_path, data, capsys, batch_size):
     path = model(tmp_path / "m.npz")

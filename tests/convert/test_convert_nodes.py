@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +14,9 @@ import numpy as np
 from onnx.reference import ReferenceEvaluator
 from onnx_models import check, model, node, ops, weights
 
+from convserve.convert import convert_onnx, export_onnx
 from convserve.convert.importer import convert_model
+from convserve.engine.model import Model
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -309,6 +313,62 @@ def test_softmax_over_one_pixel() -> None:
         node("Flatten", ["s"], ["y"]),
     ]
     check(model(nodes))
+
+
+def squeezed(op: str, classes: int, opset: int) -> Any:
+    """The end of SqueezeNet: scores for each pixel, their mean, and probabilities [N, C, 1, 1]."""
+    nodes = [
+        node("Conv", ["x", "a"], ["c0"], kernel_shape=[3, 3], pads=[1] * 4),
+        node("Relu", ["c0"], ["r0"]),
+        node("Dropout", ["r0"], ["d"]),
+        node("Conv", ["d", "w"], ["c1"], kernel_shape=[1, 1]),
+        node("Relu", ["c1"], ["r1"]),
+        node("GlobalAveragePool", ["r1"], ["p"]),
+        node(op, ["p"], ["y"], **({"axis": 1} if opset >= 13 else {})),
+    ]
+    constants = {"a": weights(6, 4, 3, 3), "w": weights(classes, 6, 1, 1)}
+    proto = model(nodes, constants, opset=opset)
+    for size in (0, classes, 1, 1):
+        dim = proto.graph.output[0].type.tensor_type.shape.dim.add()
+        dim.dim_value = size
+    return proto
+
+
+@pytest.mark.parametrize("op", ["Softmax", "LogSoftmax"])
+@pytest.mark.parametrize("classes", [1, 10, 17, 1000])
+def test_softmax_at_the_end_of_an_image(op: str, classes: int, tmp_path: Path) -> None:
+    evaluator = ReferenceEvaluator(squeezed(op, classes, 13))
+    for opset in (8, 12, 13, 17):  # before 13 over all axes from the first on, by default
+        found = check(
+            squeezed(op, classes, opset),
+            batches=(1, 2, 7),
+            expect=lambda x: evaluator.run(None, {"x": x})[0],
+        )
+        assert found.graph.shape(found.graph.outputs["y"]) == (classes, 1, 1)
+        assert ops(found)[-1] == {"Softmax": "softmax", "LogSoftmax": "log_softmax"}[op]
+    labelled = replace(found, labels=tuple(map(str, range(classes))))
+    export_onnx(labelled, tmp_path / "again.onnx")
+    again = convert_onnx(tmp_path / "again.onnx")
+    assert again.labels == labelled.labels and ops(again) == ops(found)
+    assert again.graph.shape(again.graph.outputs["y"]) == (classes, 1, 1)
+    x = weights(2, 4, 6, 8)
+    first, second = (Model.from_file(file).predict(x) for file in (labelled, again))
+    np.testing.assert_array_equal(first, second)
+
+
+def test_readers_of_a_softmax_of_one_pixel() -> None:
+    nodes = [
+        node("GlobalAveragePool", ["x"], ["p"]),
+        node("Softmax", ["p"], ["s"], axis=1),
+        node("Mul", ["x", "s"], ["gated"]),
+        node("Concat", ["s", "p", "s"], ["joined"], axis=1),
+        node("Conv", ["s", "w"], ["conv"], pads=[1] * 4),
+        node("Flatten", ["s"], ["row"]),
+        node("Softmax", ["conv"], ["again"], axis=1),
+    ]
+    outputs = ("s", "gated", "joined", "conv", "row", "again")
+    found = check(model(nodes, {"w": weights(20, 4, 3, 3)}, outputs=outputs))
+    assert ops(found).count("conv2d") == 1
 
 
 @pytest.mark.parametrize("keep", [0, 1])

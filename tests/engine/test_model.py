@@ -146,6 +146,29 @@ def test_classify(model, pixels):
         model.classify(picture.tobytes())
 
 
+@pytest.mark.parametrize("classes", [3, 10, 17])
+def test_classify_with_scores_of_one_pixel(classes):
+    graph = convserve.Graph((3, 9, 8))
+    graph.add(layers.Conv2d(classes, 3, padding=1))
+    graph.add(layers.GlobalAvgPool2d())
+    graph.set_output(graph.add(layers.Softmax()), "scores")
+    labels = tuple(f"class {n}" for n in range(classes))
+    rgb = Preprocessing(9, 8, "rgb", (0.4, 0.5, 0.6), (0.2, 0.1, 0.3))
+    model = Model(model_file.ModelFile(graph, graph.initialise(0), labels, rgb), threads=2)
+    pixels = np.random.default_rng(1).integers(0, 256, (7, 3, 9, 8), np.uint8)
+    expected = model.predict(rgb.normalise(pixels))
+    assert expected.shape == (7, classes, 1, 1)
+    for count in (0, 1, 2, 7):
+        for threads in (1, 2):
+            given = model.predict(pixels[:count], threads=threads)
+            reference.assert_same_bits(given, expected[:count])
+            named = model.predict(pixels[:count], ["scores", "logits"], threads=threads)
+            reference.assert_same_bits(named["scores"], expected[:count])
+            assert named["logits"].shape == (count, classes, 1, 1)
+    images = list(pixels.transpose(0, 2, 3, 1))
+    assert model.classify(images, top_k=2) == top_k(expected[:, :, 0, 0], 2, labels)
+
+
 def test_top_k_order():
     scores = np.array([[0.1, 0.5, 0.5, np.nan], [np.nan, -1, -np.inf, 2]], np.float32)
     assert [[label for label, _ in row] for row in top_k(scores, 9)] == [

@@ -69,6 +69,8 @@ def test_attributes_are_normalised_to_tuples_of_ints() -> None:
         (layers.PReLU(), [(6,)], (6,)),
         (layers.GELU(), [(6, 7, 9)], (6, 7, 9)),
         (layers.LogSoftmax(), [(6,)], (6,)),
+        (layers.Softmax(), [(6, 1, 1)], (6, 1, 1)),
+        (layers.LogSoftmax(), [(6, 1, 1)], (6, 1, 1)),
     ],
 )
 def test_output_shapes(
@@ -89,6 +91,7 @@ def test_output_shapes(
         (layers.AvgPool2d(2), [(64,)], "avg_pool2d needs an input of"),
         (layers.GlobalAvgPool2d(), [(64,)], "global_avg_pool2d needs an input of"),
         (layers.Affine(4), [(3, 8, 8)], r"affine needs a flat input.*add Flatten\(\) before"),
+        (layers.Softmax(), [(3, 1, 8)], "softmax needs a flat input or an image of one pixel"),
         (layers.Softmax(), [(3, 8, 8)], r"softmax needs a flat input.*add Flatten\(\) before"),
         (layers.Add(), [(3, 8, 8), (3, 8, 7)], "add: the inputs must have equal shapes"),
         (layers.Concat(), [(3, 8, 8), (3, 8, 7)], "concat: .* equal height and width"),

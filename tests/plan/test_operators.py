@@ -8,6 +8,8 @@ import graph_reference
 import numpy as np
 import pytest
 import reference
+from hypothesis import given
+from hypothesis import strategies as st
 
 from convserve.graph import Graph, layers
 from convserve.plan import Plan, compile_plan
@@ -126,6 +128,65 @@ def test_softmax_and_its_logarithm(isa: str, classes: int) -> None:
     graph.set_output(scores, "scores")
     graph.set_output(logs, "logs")
     graph.set_output("conv1", "conv")
+    check(graph)
+
+
+@pytest.mark.parametrize("op", [layers.Softmax(), layers.LogSoftmax()], ids=str)
+@pytest.mark.parametrize("classes", [1, 3, 10, 17, 33, 1000])
+def test_softmax_of_one_pixel(isa: str, classes: int, op: layers.Operator) -> None:
+    few = min(classes, 33)
+    for padded in ("", "pooled", "scores", "both"):  # what has a halo around the one pixel
+        graph = Graph((classes, 2, 3))
+        pooled = graph.add(layers.GlobalAvgPool2d())
+        scores = graph.add(op)
+        graph.set_output(scores, "scores")
+        if padded in ("pooled", "both"):
+            graph.set_output(graph.add(layers.Conv2d(3, 3, padding=1), pooled), "of_pooled")
+        if padded in ("scores", "both"):
+            graph.set_output(graph.add(layers.Conv2d(few, 3, padding=1), scores), "conv")
+            graph.set_output(graph.add(layers.Conv2d(18, (1, 5), padding=2), scores), "wide")
+        for name, reader in {
+            "row": layers.Flatten(), "affine": layers.Affine(5), "sigmoid": layers.Sigmoid(),
+            "again": op, "slice": layers.Slice(0, few), "norm": layers.ScaleShift(),
+        }.items():  # fmt: skip
+            x = graph.add(layers.Flatten(), scores) if name == "affine" else scores
+            graph.set_output(graph.add(reader, x), name)
+        graph.set_output(graph.add(layers.Mul(), graph.input_name, scores), "gated")
+        graph.set_output(graph.add(layers.Add(), pooled, scores), "sum")
+        graph.set_output(graph.add(layers.Concat(), scores, pooled, scores), "joined")
+        check(graph)
+        check(graph, [scores])
+        check(graph, ["sigmoid1", scores, pooled])
+
+
+@st.composite
+def pixel_networks(draw: st.DrawFn) -> Graph:
+    """Softmax among other layers of one pixel, in any order, with any readers and outputs."""
+    graph = Graph((draw(st.sampled_from([1, 3, 10, 17, 40])), 2, 3))
+    names = [graph.add(layers.GlobalAvgPool2d())]
+    for _ in range(draw(st.integers(2, 9))):
+        x = draw(st.sampled_from(names[-4:]))
+        shape = graph.shape(x)
+        alike = [name for name in names if graph.shape(name) == shape]
+        softmax = [layers.Softmax(), layers.LogSoftmax()]
+        ops = [*softmax, *softmax, layers.Sigmoid(), layers.ScaleShift(), layers.Concat()]
+        if len(shape) == 3:
+            size = draw(st.sampled_from([1, 3]))
+            ops += [layers.Conv2d(draw(st.sampled_from([5, 17, 32])), size, padding=size // 2)] * 2
+            ops += [layers.Flatten()]
+        else:
+            ops += [layers.Affine(18)]
+        ops += [layers.Add(), layers.Slice(0, draw(st.integers(1, shape[0])))]
+        op = draw(st.sampled_from(ops))
+        more = [draw(st.sampled_from(alike))] if op.arity != 1 else []
+        names.append(graph.add(op, x, *more))
+    for name in draw(st.lists(st.sampled_from(names), min_size=1, max_size=4, unique=True)):
+        graph.set_output(name, f"out_{name}")
+    return graph
+
+
+@given(graph=pixel_networks())
+def test_softmax_among_any_layers_of_one_pixel(isa: str, graph: Graph) -> None:
     check(graph)
 
 

@@ -157,9 +157,21 @@ def one_pixel() -> Graph:
     return g
 
 
+def pixel_softmax() -> Graph:
+    """Softmax of one pixel, more channels than a block, which padded convolutions read too."""
+    g = Graph((3, 4, 4))
+    x = g.add(layers.Conv2d(18, 3, padding=1))
+    gate = g.add(layers.Softmax(), g.add(layers.GlobalAvgPool2d()))
+    y = g.add(layers.Conv2d(18, 3, padding=1), gate)
+    z = g.add(layers.Conv2d(18, 3, padding=1), "global_pool1")
+    g.add(layers.Add(), g.add(layers.Mul(), x, gate), g.add(layers.Softmax(), y))
+    g.add(layers.Mul(), "add1", z)
+    return small.classified(g)
+
+
 OWN = [
     *(partial(curve, function) for function in CURVES),
-    *(slopes, excitation, dag, overlapping, one_pixel),
+    *(slopes, excitation, dag, overlapping, one_pixel, pixel_softmax),
 ]
 
 
@@ -355,6 +367,18 @@ def test_an_overflow_shows_in_the_loss():
     step = CompiledStep(graph, graph.initialise(0), SGD())
     targets = smoothed_targets(np.zeros(2, np.int64), 10)
     assert not np.isfinite(step.step(np.full((2, 1, 4, 4), np.inf, np.float32), targets, 0.1).loss)
+
+
+@pytest.mark.parametrize("make", [CompiledStep, LayerwiseStep])
+def test_scores_of_one_pixel_are_refused(make):
+    graph = Graph((3, 4, 4))
+    graph.add(layers.GlobalAvgPool2d(), graph.add(layers.Conv2d(CLASSES, 1)))
+    graph.add(layers.Softmax())
+    with pytest.raises(ShapeError, match="one output of shape"):
+        make(graph, graph.initialise(0), SGD())
+    graph.add(layers.Flatten())
+    with pytest.raises(ShapeError, match=r"after Flatten.*'softmax1' is before 'flatten1'"):
+        make(graph, graph.initialise(0), SGD())
 
 
 def test_what_it_does_not_know_is_refused():

@@ -248,6 +248,8 @@ class Flows(ServerFlows):
             rankings: list[Ranking] = []
             for answer in answers:
                 (scores,) = answer.arrays.values()
+                if scores.shape[2:] == (1, 1):
+                    scores = scores[:, :, 0, 0]
                 if scores.ndim != 2 or scores.dtype.kind != "f":
                     raise InvalidRequestError(
                         f"model {info.name!r} is no classifier: its first output is "
