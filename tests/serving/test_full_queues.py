@@ -9,6 +9,7 @@ from __future__ import annotations
 import statistics
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import grpc
 import numpy as np
@@ -91,15 +92,40 @@ def process(digits_path, tmp_path_factory, launch, images, infer_request):
     file = root / "held"
     prelude = HOLD.format(path=str(file))
     server = launch("--model-repository", root / "models", prelude=prelude)
-    # each call that waits has a thread, so let there be some
+    # Each call that waits has a thread, so let there be some; and let calls end in every way, so
+    # that what grows once has grown.
     held = Held(server, file, images, infer_request)
     running = held.hold()
     calls = [server.stub.ModelInfer.future(held.request(1), timeout=WAIT) for _ in range(THREADS)]
     wait_until(lambda: held.pending() == THREADS)
+    with ThreadPoolExecutor(CALLERS) as pool:
+        list(
+            pool.map(
+                lambda seed: make_late_calls(held, seed, CALLS // 5 // CALLERS), range(CALLERS)
+            )
+        )
+    wait_until(lambda: held.pending() == THREADS)
     held.release()
     for call in (running, *calls):
         call.result()
+
+    def call_in_haste(_):
+        for _ in range(CALLS // 5 // CALLERS):
+            with suppress(grpc.RpcError):
+                held.stub.ModelInfer(held.request(2), timeout=0.001)
+
+    with ThreadPoolExecutor(CALLERS) as pool:
+        list(pool.map(call_in_haste, range(CALLERS)))
     return held
+
+
+def make_late_calls(held, seed, count):
+    """Of deadlines from 1 to 31 ms, while nothing is computed."""
+    rng = np.random.default_rng(seed)
+    for _ in range(count):
+        with pytest.raises(grpc.RpcError) as caught:
+            held.stub.ModelInfer(held.request(1), timeout=0.001 + rng.random() * 0.03)
+        assert caught.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
 
 
 @pytest.fixture
@@ -158,15 +184,12 @@ def test_row_13_late_calls_are_dropped_before_they_are_computed(held):
     executions, cancelled = held.executions(), held.failures("CANCELED")
     running = held.hold()
 
-    def call(seed):
-        rng = np.random.default_rng(seed)
-        for _ in range(CALLS // 2 // CALLERS):
-            with pytest.raises(grpc.RpcError) as caught:
-                held.stub.ModelInfer(held.request(1), timeout=0.001 + rng.random() * 0.03)
-            assert caught.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
-
     with ThreadPoolExecutor(CALLERS) as pool:
-        list(pool.map(call, range(CALLERS)))
+        list(
+            pool.map(
+                lambda seed: make_late_calls(held, seed, CALLS // 2 // CALLERS), range(CALLERS)
+            )
+        )
     for seconds in (0.1, 0.5, 2.0, 8.0):  # on a busy machine none may have come to wait
         if held.failures("CANCELED") > cancelled:
             break
