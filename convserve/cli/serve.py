@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -363,14 +362,7 @@ def command(
     served = dict.fromkeys(served.name for served in repository.models())
     _say_ready(host, server.port, server.metrics_port, served)
     signals.wait()
-    if server.stop(exit_timeout):
-        if repository.changing:  # a load is given up: Python would wait for its thread
-            logging.shutdown()
-            os._exit(0)
-        return 0
-    logging.getLogger(__name__).error("Exit timeout expired. Exiting immediately.")
-    logging.shutdown()
-    os._exit(1)  # threads that still compute can't be ended in any other way
+    return server.end(exit_timeout)
 
 
 def _say_ready(host: str, port: int, metrics_port: int | None, names: Iterable[str]) -> None:

@@ -8,6 +8,7 @@ hold threads, is met by pools for each kind: inferences, streams, loading, refle
 from __future__ import annotations
 
 import logging
+import os
 import resource
 import socket
 import threading
@@ -259,6 +260,18 @@ class Server:
         if self._observer is not None:
             self._observer.close()
         return drained
+
+    def end(self, timeout: float) -> int:
+        """Stop; the process's exit status, unless threads would keep it: then it ends here."""
+        drained = self.stop(timeout)
+        if drained and not self._repository.changing:
+            return 0
+        if not drained:
+            _log.error("Exit timeout expired. Exiting immediately.")
+        logging.shutdown()
+        os._exit(
+            0 if drained else 1
+        )  # a load or what still computes can't be ended in any other way
 
 
 def _channel_arguments(options: Options) -> list[tuple[str, int]]:

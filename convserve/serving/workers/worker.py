@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import logging
 import os
 import signal
 import socket
@@ -30,7 +29,6 @@ from convserve_client import protocol
 
 __all__ = ["Worker"]
 
-_log = logging.getLogger(__name__)
 _PR_SET_PDEATHSIG = 1
 
 
@@ -115,14 +113,7 @@ class Worker:
         self._up.set()
         self._peer.tell("ready")
         self._drained.wait()
-        if self._server.stop(self._exit_timeout):
-            if repository.changing:  # a load is given up: Python would wait for its thread
-                logging.shutdown()
-                os._exit(0)
-            return 0
-        _log.error("Exit timeout expired. Exiting immediately.")
-        logging.shutdown()
-        os._exit(1)  # threads that still compute can't be ended in any other way
+        return self._server.end(self._exit_timeout)
 
     def _reopen_log(self) -> None:
         if self._server is not None:
