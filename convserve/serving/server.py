@@ -269,9 +269,8 @@ class Server:
         if not drained:
             _log.error("Exit timeout expired. Exiting immediately.")
         logging.shutdown()
-        os._exit(
-            0 if drained else 1
-        )  # a load or what still computes can't be ended in any other way
+        # A load, or a thread that still computes, can't be ended in any other way.
+        os._exit(0 if drained else 1)
 
 
 def _channel_arguments(options: Options) -> list[tuple[str, int]]:
