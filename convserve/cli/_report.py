@@ -27,6 +27,7 @@ __all__ = ["Report", "Run", "Subject", "report_options"]
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 Pixels = NDArray[np.uint8]
+Value = TypeVar("Value", bound=np.generic)
 SMALL = 64  # pixels; of larger images fewer errors are shown, in larger squares
 TOLD = ("command", "arch", "init", "data", "images", "epoch", "seed", "date", "convserve")
 
@@ -67,10 +68,10 @@ class Subject(NamedTuple):
     images: Split
     judged: Judged
 
-    def drawn(self, pixels: Pixels) -> Pixels:
-        """An image's channels as pictures have them."""
+    def drawn(self, channels: NDArray[Value]) -> NDArray[Value]:
+        """Channels of an image, or of filters, as pictures have them."""
         preprocessing = self.model.preprocessing
-        return pixels if preprocessing is None else preprocessing.as_drawn(pixels)
+        return channels if preprocessing is None else preprocessing.as_drawn(channels)
 
 
 class Run(NamedTuple):
@@ -119,7 +120,7 @@ class Report:
             *([] if run is None else [_curves(run)]),
             *_confusion(subject),
             _calibration(subject),
-            *_filters(subject.model),
+            *_filters(subject),
             _worst(subject),
             _maps(subject, self._chosen or _examples(subject)),
         ]
@@ -212,8 +213,8 @@ def _calibration(subject: Subject) -> Section:
     )
 
 
-def _filters(model: Model) -> list[Section]:
-    found = pictures.first_filters(model.graph, model.params)
+def _filters(subject: Subject) -> list[Section]:
+    found = pictures.first_filters(subject.model.graph, subject.model.params)
     if found is None:
         return []
     count, channels, height, width = found.weight.shape
@@ -224,9 +225,7 @@ def _filters(model: Model) -> list[Section]:
         else "Violet weights are negative, orange ones positive, white ones near zero."
     )
     what = f"{count} filters of {height}×{width}" + ("" if shown == count else f", first {shown}")
-    preprocessing = model.preprocessing
-    weight = found.weight if preprocessing is None else preprocessing.as_drawn(found.weight)
-    png = pictures.draw_filters(weight)
+    png = pictures.draw_filters(subject.drawn(found.weight))
     return [
         Section(
             "First-layer filters",
