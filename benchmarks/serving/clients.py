@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,10 +18,11 @@ from typing import NamedTuple
 import grpc
 import numpy as np
 
-from convserve.cli._load import OK, Limits, Outcome, closed_loop, open_loop, poisson
+from convserve.cli._load import OK, Limits, Outcome, closed_loop, open_loop
 from convserve_client import protocol, tensors
 
 PATH = protocol.path("ModelInfer")
+PAUSE = 0.01  # seconds from a probe to the next, and after a refusal
 
 
 def request(model: str, images: int, shape: tuple[int, ...]) -> bytes:
@@ -55,8 +57,8 @@ def requests_per_second(
     return float(rate[1])
 
 
-class AtOnce(NamedTuple):
-    """Milliseconds of simultaneous calls."""
+class Probes(NamedTuple):
+    """Milliseconds that calls took."""
 
     answered: list[float]
     refused: list[float]
@@ -91,32 +93,46 @@ class Caller:
 
         return closed_loop(call, concurrency, Limits(seconds, warm_up=0.2))
 
-    def open(self, data: bytes, rate: float, seconds: float) -> Outcome:
+    def open(self, data: bytes, arrivals: Iterator[float], seconds: float) -> Outcome:
         return open_loop(
             lambda: self._calls[0].future(data, timeout=60),
             lambda call: str(call.code().name),  # type: ignore[attr-defined]
-            poisson(rate),
+            arrivals,
             Limits(seconds, warm_up=0.3),
         )
 
-    def at_once(self, data: bytes, callers: int) -> AtOnce:
-        """How many milliseconds each of so many simultaneous calls took."""
-        seen = AtOnce([], [])
+    def probes(self, probe: bytes, filling: bytes, callers: int, seconds: float) -> Probes:
+        """A small call every 10 ms, while so many callers keep the server busy with large ones."""
+        seen, stop = Probes([], []), threading.Event()
 
-        def call(_: int) -> None:
-            began = time.perf_counter()
-            ended = seen.answered
-            try:
-                self._calls[0](data, timeout=60)
-            except grpc.RpcError as error:
-                if error.code() is not grpc.StatusCode.UNAVAILABLE:
-                    raise
-                ended = seen.refused
-            ended.append((time.perf_counter() - began) * 1e3)
+        def fill() -> None:
+            while not stop.is_set():
+                if not self._is_answered(filling):
+                    time.sleep(PAUSE)
 
         with ThreadPoolExecutor(callers) as pool:
-            list(pool.map(call, range(callers)))
+            fillers = [pool.submit(fill) for _ in range(callers)]
+            try:
+                end = time.perf_counter() + seconds
+                while (began := time.perf_counter()) < end:
+                    ended = seen.answered if self._is_answered(probe) else seen.refused
+                    ended.append((time.perf_counter() - began) * 1e3)
+                    time.sleep(PAUSE)
+            finally:
+                stop.set()
+            for filler in fillers:
+                filler.result()
         return seen
+
+    def _is_answered(self, data: bytes) -> bool:
+        """False: refused, since the queue is full."""
+        try:
+            self._calls[0](data, timeout=60)
+        except grpc.RpcError as error:
+            if error.code() is not grpc.StatusCode.UNAVAILABLE:
+                raise
+            return False
+        return True
 
 
 @contextmanager
