@@ -2,7 +2,8 @@
 
 Operations of images follow each other in a segment until one needs something of the whole batch.
 Convolutions whose weights are large beside their images are segments of their own, in which threads
-share the filters of the whole batch.
+share the filters of the whole batch. Gradients of weights that need the whole batch come last, where
+what they read is still there then.
 """
 
 from __future__ import annotations
@@ -47,18 +48,21 @@ def split(
     packed once a step, for either direction.
     """
     head, tail, body = Segment(parts=True), Segment(parts=True), [Segment()]
-    for op in tape.ops:
+    lasting = _lasting(tape)
+    for number, op in enumerate(tape.ops):
         mine = by_filters.get(op.layer, ()) if op.kind.startswith("conv") else ()
         if op.kind == "affine" or (op.kind == "conv" and any(packs(op.layer))):
             head.ops.append(Op(f"{op.kind}_pack", {}, op.node, info=op.info))
-        if op.kind == "affine_dw":
-            tail.ops.append(op)
-        elif op.kind == "conv_dw" and set(mine) == {"conv_dw"}:
-            tail.ops.append(replace(op, kind="conv_dw_parts"))
-        elif op.kind in mine:
-            if op.kind != "conv_dx" or not body[-1].parts:  # both gradients share a segment
+        whole = replace(op, kind=f"{op.kind}_parts") if op.kind in mine else op
+        if op.kind == "affine_dw" or (op.kind == "conv_dw" and set(mine) == {"conv_dw"}):
+            if number not in lasting:
                 body.append(Segment(parts=True))
-            body[-1].ops.append(replace(op, kind=f"{op.kind}_parts"))
+            (tail if number in lasting else body[-1]).ops.append(whole)
+        elif op.kind in mine:
+            last = body[-1].ops[-1].node if body[-1].parts else None
+            if op.kind != "conv_dx" or last is not op.node:  # both gradients share a segment
+                body.append(Segment(parts=True))
+            body[-1].ops.append(whole)
         elif op.kind in ONCE:
             body[-1].once.append(op)
         else:
@@ -68,6 +72,16 @@ def split(
             if op.kind in REDUCED:
                 tail.ops.append(Op(REDUCED[op.kind], {}, op.node, info=op.info))
     return [s for s in (head, *body, tail) if s.ops]
+
+
+def _lasting(tape: Tape) -> set[int]:
+    """The operations by number whose `dy` no later one writes to: gradients share memory."""
+    found, written = set[int](), set[int]()
+    for number, op in reversed(list(enumerate(tape.ops))):
+        if op.tensors.get("dy") not in written:
+            found.add(number)
+        written |= {op.tensors[role] for role in ("dx", "dr") if role in op.tensors}
+    return found
 
 
 def recompute(tape: Tape, segments: list[Segment]) -> None:

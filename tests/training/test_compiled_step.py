@@ -169,6 +169,20 @@ def pixel_softmax() -> Graph:
     return small.classified(g)
 
 
+def before_activations() -> Graph:
+    """Residuals whose branches end in what has weights: their gradient goes on to the addition's
+    other input, and is added to there. Weights so large that threads share the filters, and affine
+    ones."""
+    g = Graph((3, 1, 2))
+    x = g.add(layers.Conv2d(1030, 1), g.add(layers.Conv2d(4, 1)))
+    y = g.add(layers.Conv2d(1030, 1, bias=False), g.add(layers.ReLU(), g.add(layers.BatchNorm())))
+    g.add(layers.Flatten(), g.add(layers.GlobalAvgPool2d(), g.add(layers.Add(), y, x)))
+    x = g.add(layers.Affine(17))
+    y = g.add(layers.Affine(17), g.add(layers.SiLU(), g.add(layers.BatchNorm())))
+    g.add(layers.Add(), y, x)
+    return small.classified(g)
+
+
 OWN = [
     *(partial(curve, function) for function in CURVES),
     *(slopes, excitation, dag, overlapping, one_pixel, pixel_softmax),
@@ -179,7 +193,9 @@ def name_of(make):
     return repr(make.args[0]) if isinstance(make, partial) else make.__name__
 
 
-by_graph = pytest.mark.parametrize("make", [*small.GRAPHS, *OWN, wide], ids=name_of)
+by_graph = pytest.mark.parametrize(
+    "make", [*small.GRAPHS, *OWN, wide, before_activations], ids=name_of
+)
 
 
 @pytest.mark.parametrize("make", OWN, ids=name_of)
@@ -244,7 +260,10 @@ def test_networks_train_as_with_the_oracle(name):
 
 
 @pytest.mark.parametrize(
-    ("make", "count"), [*product([dag, excitation, slopes], [1, 7, 40]), (wide, 5), (wide, 140)]
+    ("make", "count"), [
+        *product([dag, excitation, slopes], [1, 7, 40]),
+        *((wide, 5), (wide, 140), (before_activations, 7)),
+    ]
 )
 def test_the_same_bits_with_any_number_of_threads(make, count):
     graph = make()
