@@ -29,8 +29,8 @@ _log = logging.getLogger(__name__)
 _TICK = 0.1  # seconds between two looks at the workers
 _ACCOUNT_TIMEOUT = 1.0
 _START_ATTEMPTS = 3  # of a worker that never gets ready
-_HEALTHY = 30.0  # seconds after which earlier deaths are forgotten
-_FIRST_DELAY, _MAX_DELAY = 0.5, 30.0  # the second restart in a row waits, and twice as long each
+_HEALTHY = 10.0  # seconds of serving after which earlier deaths are forgotten
+_FIRST_DELAY, _MAX_DELAY = 0.5, 30.0  # between starts, from the second restart in a row on
 _GRACE = 3.0  # for a worker to end after its exit timeout
 
 
@@ -55,6 +55,18 @@ class _Slot:
         self.worker: WorkerProcess | None = None
         self.failures = 0  # in a row
         self.due: float | None = 0.0  # when to start a worker
+
+    def ended(self, started: float, ready_since: float | None, now: float) -> float:
+        """The seconds until the next worker is started; each death in a row doubles the time
+        between two starts, so that one which has served for that long is followed at once."""
+        if ready_since is not None and now - ready_since > _HEALTHY:
+            self.failures = 0
+        self.worker, self.failures = None, self.failures + 1
+        between = 0.0
+        if self.failures > 1:
+            between = min(_FIRST_DELAY * 2.0 ** (self.failures - 2), _MAX_DELAY)
+        self.due = max(now, started + between)
+        return self.due - now
 
 
 class Supervisor:
@@ -173,13 +185,7 @@ class Supervisor:
         """Have a worker that has died followed by another one."""
         slot = self._slots[worker.number - 1]
         how = worker.ending()
-        now = time.monotonic()
-        if worker.ready_since is not None and now - worker.ready_since > _HEALTHY:
-            slot.failures = 0
-        slot.worker, slot.failures = None, slot.failures + 1
-        delay = 0.0
-        if slot.failures > 1:
-            delay = min(_FIRST_DELAY * 2.0 ** (slot.failures - 2), _MAX_DELAY)
+        delay = slot.ended(worker.started, worker.ready_since, time.monotonic())
         never_ready = slot.failures >= _START_ATTEMPTS and worker.ready_since is None
         if never_ready and not (announced and self._ready()):
             raise ConvserveError(
@@ -189,7 +195,6 @@ class Supervisor:
         reason = how.partition(":")[0]
         self._restarts[reason if reason in ENDINGS else "other"] += 1
         _log.error("%s ended with %s; the next one starts in %.1f s", worker, how, delay)
-        slot.due = now + delay
 
     def _failed(self, worker: WorkerProcess, reason: str, announced: bool) -> None:
         """A worker says why it can't serve: at the start nobody can."""

@@ -23,10 +23,14 @@ class Report(NamedTuple):
 
 
 class Account(NamedTuple):
-    """What a worker says of itself; dropped: calls that its access log or traces lack."""
+    """What a worker says of itself; dropped: calls that its access log or traces lack.
+
+    number: later accounts have higher ones. They come two ways, and may overtake each other.
+    """
 
     models: list[Report]
     dropped: int
+    number: int
 
 
 class _Worker(Protocol):
@@ -43,15 +47,18 @@ class Totals:
         self._dead: dict[tuple[str, str, str], Counters] = {}  # by name, version and id
 
     def update(self, worker: _Worker, account: Account) -> None:
-        """A worker's newest account."""
+        """An account of a worker; the newest one counts."""
         with self._lock:
-            if not worker.gone:  # else it has been counted among the dead
+            if worker.gone:  # it has been counted among the dead
+                return
+            known = self._accounts.get(worker)
+            if known is None or account.number > known.number:
                 self._accounts[worker] = account
 
     def died(self, worker: _Worker) -> None:
         """What the worker has last said is kept, as long as others serve the same versions."""
         with self._lock:
-            account = self._accounts.pop(worker, Account([], 0))
+            account = self._accounts.pop(worker, Account([], 0, 0))
             self._dead_dropped += account.dropped
             for report in account.models:
                 key = report.name, report.version, report.id

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 import os
 import signal
 import socket
@@ -59,6 +60,7 @@ class Worker:
         self._repository: SharedRepository | None = None
         self._finish: Callable[[bool], None] = lambda _: None  # what was prepared
         self._ordered = threading.Lock()  # changes of log and regions, which are sent in order
+        self._accounting, self._accounts = threading.Lock(), itertools.count()
         self._up, self._drained = threading.Event(), threading.Event()
         self._exit_timeout = 0.0
         self._peer = Peer(
@@ -188,19 +190,21 @@ class Worker:
         }
 
     def _account(self) -> Account:
-        models = [] if self._repository is None else self._repository.models()
-        reports = [
-            Report(
-                m.name,
-                m.version,
-                "" if m.segment is None else m.segment.id,
-                m.statistics.snapshot(),
-                m.scheduler.pending,
-                m.config.dynamic_batching.max_waiting,
-            )
-            for m in models
-        ]
-        return Account(reports, 0 if self._server is None else self._server.dropped())
+        with self._accounting:  # a higher number never has lower counters
+            models = [] if self._repository is None else self._repository.models()
+            reports = [
+                Report(
+                    m.name,
+                    m.version,
+                    "" if m.segment is None else m.segment.id,
+                    m.statistics.snapshot(),
+                    m.scheduler.pending,
+                    m.config.dynamic_batching.max_waiting,
+                )
+                for m in models
+            ]
+            dropped = 0 if self._server is None else self._server.dropped()
+            return Account(reports, dropped, next(self._accounts))
 
     def _beat(self, seconds: float) -> None:
         stopped = threading.Event()

@@ -1,0 +1,55 @@
+"""What the supervisor keeps of its workers: when the next one starts, and what they have counted."""
+
+from __future__ import annotations
+
+import pytest
+
+from convserve.engine.statistics import Counters
+from convserve.serving.workers.supervisor import _Slot
+from convserve.serving.workers.totals import Account, Report, Totals
+
+
+class Worker:
+    gone = False
+
+
+def account(number, success):
+    counters = Counters()
+    counters.success = success
+    return Account([Report("m", "1", "id", counters, 0, 0)], 0, number)
+
+
+def successes(totals):
+    (figures,) = totals.figures()
+    return figures.counters.success
+
+
+def test_an_account_that_is_overtaken_takes_nothing_back():
+    totals, worker = Totals(), Worker()
+    totals.update(worker, account(0, 5))
+    totals.update(worker, account(2, 9))
+    totals.update(worker, account(1, 7))
+    assert successes(totals) == 9
+    worker.gone = True
+    totals.died(worker)
+    totals.update(worker, account(3, 11))  # it has been counted among the dead
+    assert successes(totals) == 9
+    totals.update(Worker(), account(0, 1))
+    assert successes(totals) == 10
+
+
+@pytest.mark.parametrize(
+    ("lives", "delays"),
+    [
+        (0.0, [0, 0.5, 1, 2, 4, 8, 16, 30, 30]),  # a crash loop
+        (3.0, [0, 0, 0, 0, 1, 5, 13]),  # what it has lived counts
+        (12.0, [0] * 10),  # each has served for long enough to forget the earlier ones
+    ],
+)
+def test_when_the_next_worker_starts(lives, delays):
+    slot, now = _Slot(), 100.0
+    for expected in delays:
+        started, now = now, now + lives
+        assert slot.ended(started, started + 0.5 if lives else None, now) == expected
+        assert slot.due == now + expected and slot.worker is None
+        now = slot.due
