@@ -260,10 +260,11 @@ def test_networks_train_as_with_the_oracle(name):
 
 
 @pytest.mark.parametrize(
-    ("make", "count"), [
+    ("make", "count"),
+    [
         *product([dag, excitation, slopes], [1, 7, 40]),
         *((wide, 5), (wide, 140), (before_activations, 7)),
-    ]
+    ],
 )
 def test_the_same_bits_with_any_number_of_threads(make, count):
     graph = make()
