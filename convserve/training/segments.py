@@ -2,7 +2,7 @@
 
 Operations of images follow each other in a segment until one needs something of the whole batch.
 Convolutions whose weights are large beside their images are segments of their own, in which threads
-share the filters of the whole batch. Gradients of weights that need the whole batch come last, where
+share the filters of the whole batch. Gradients by weights that need the whole batch come last, if
 what they read is still there then.
 """
 
