@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 import numpy as np
+from click.core import ParameterSource
 
 from convserve.cli._layer_bench import SHAPES, measure_layers
 from convserve.cli._load import Limits
@@ -17,6 +18,28 @@ from convserve.cli._target import Target, server_options
 from convserve.cli._timing import Timing, measure
 from convserve.cli._tuning import tune_model
 from convserve.kernels._cores import usable_cores
+
+
+# What is measured -> the options that only some of these take, of those that it takes.
+_OPTIONS: dict[str, frozenset[str]] = {
+    "MODEL": frozenset({"batch", "threads"}),
+    "--tune": frozenset(),
+    "--layers": frozenset({"threads", "shapes"}),
+    "--server": frozenset(
+        "model_name batch concurrency rate arrivals connections requests warm_up timeout dtype "
+        "images".split()
+    ),
+}
+
+
+def _check_options(measured: str) -> None:
+    """Refuse an option that would do nothing."""
+    context = click.get_current_context()
+    useless = frozenset().union(*_OPTIONS.values()) - _OPTIONS[measured]
+    for option in context.command.params:
+        name = option.name or ""
+        if name in useless and context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"{option.opts[0]} does not go with {measured}")
 
 
 def _counts(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, ...]:
@@ -169,17 +192,21 @@ def command(
     if tune:
         if model is None:
             raise click.UsageError("--tune needs a MODEL")
+        _check_options("--tune")
         tune_model(model, seconds or 2.0, as_json)
         return
     if layers:
+        _check_options("--layers")
         _bench_layers(shapes, threads or (1,), seconds or 0.2, as_json)
         return
     if model is not None:
+        _check_options("MODEL")
         threads = threads or tuple(sorted({1, usable_cores()}))
         _print_timings(_model_timings(model, batch, threads, seconds or 1.0), as_json)
         return
     if threads:
         raise click.UsageError("--threads are a model's; callers of a server are --concurrency")
+    _check_options("--server")
     if rate is not None and concurrency:
         raise click.UsageError("give one of --rate and --concurrency")
     from convserve.cli._server_bench import Load, Payload, measure_server

@@ -100,6 +100,8 @@ def command(
         raise click.UsageError("give either --model FILE or --server HOST:PORT")
     if server is None and model_name is not None:
         raise click.UsageError("--model-name goes with --server")
+    if server is not None and threads is not None:
+        raise click.UsageError("--threads is for --model: the server has its own")
     output = None if output is None or str(output) == "-" else output
     _check_output(output, resume, overwrite)
     with open_classifier(model, server, model_name, batch_size, threads) as classifier:

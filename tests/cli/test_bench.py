@@ -147,6 +147,25 @@ def test_wrong_usage(arguments: list[str]) -> None:
     assert bench(*arguments) == 2
 
 
+@pytest.mark.parametrize(
+    ("arguments", "fault"),
+    [
+        ("m.npz --rate 5", "--rate does not go with MODEL"),
+        ("m.npz --concurrency 1", "--concurrency does not go with MODEL"),
+        ("m.npz --dtype float32", "--dtype does not go with MODEL"),
+        ("m.npz --model-name m", "--model-name does not go with MODEL"),
+        ("m.npz --tune --batch 1", "--batch does not go with --tune"),
+        ("--layers --batch 1", "--batch does not go with --layers"),
+        (f"--server localhost:1 --shapes {SHAPES}", "--shapes does not go with --server"),
+    ],
+)
+def test_options_that_would_do_nothing(
+    arguments: str, fault: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert bench(*arguments.split()) == 2
+    assert fault in capsys.readouterr().err
+
+
 def test_a_missing_model(capsys: pytest.CaptureFixture[str]) -> None:
     assert bench("missing.npz") == 1
     assert "missing.npz" in capsys.readouterr().err

@@ -220,6 +220,7 @@ def test_many_tiny_images(model: Path, tmp_path: Path) -> None:
         (["--model", "m.npz", "--output", "nowhere/x.csv"], "there is no folder nowhere"),
         (["--model", "m.npz", "--resume"], "--resume needs"),
         (["--model", "m.npz", "-o", "x.csv", "--resume", "--overwrite"], "exclude each other"),
+        (["--server", "localhost:1", "--threads", "2"], "--threads is for --model"),
     ],
 )
 def test_wrong_usage(
