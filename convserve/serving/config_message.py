@@ -12,6 +12,7 @@ from typing import Any
 from google.protobuf import json_format
 
 from convserve.engine.config import DynamicBatching, ModelConfig, QueuePolicy, VersionPolicy
+from convserve.engine.source import MODEL_FILENAME
 from convserve.errors import InvalidRequestError
 from convserve_client import protocol
 
@@ -19,6 +20,12 @@ __all__ = ["PLATFORM", "fill", "tables"]
 
 PLATFORM = "convserve"
 _LAYER_OUTPUTS, _THREADS = "layer_outputs", "instance_threads"
+# What Triton's message has and convserve nothing for, by the field that it is in.
+_ABSENT = {
+    "": ("cc_model_filenames", "metric_tags", "runtime"),
+    "dynamic_batching.": ("preserve_ordering",),
+    "instance_group.": ("gpus", "profile", "passive", "secondary_devices", "host_policy"),
+}
 
 
 def fill(message: Any, name: str, config: ModelConfig) -> None:
@@ -95,6 +102,9 @@ def tables(text: str, name: str) -> dict[str, Any]:
         if getattr(message, field) not in ("", PLATFORM):
             raise InvalidRequestError(f"the config's {field} must be '{PLATFORM}'")
     found = _given(message, json.loads(text))
+    _check_absent("", found)
+    if found.get("default_model_filename", MODEL_FILENAME) not in ("", MODEL_FILENAME):
+        raise InvalidRequestError(f"the config's default_model_filename must be '{MODEL_FILENAME}'")
     same = ("max_batch_size", "version_policy", "model_warmup")
     result = {key: found[key] for key in same if key in found}
     for batch in result.get("model_warmup", ()):
@@ -143,17 +153,22 @@ def _given_map(values: Any, text: Mapping[str, Any], fields: Mapping[str, Any]) 
     return {str(key): _given(value, given[key]) for key, value in values.items()}
 
 
+def _check_absent(field: str, found: Mapping[str, Any]) -> None:
+    for key in _ABSENT[field]:
+        if found.get(key):
+            raise InvalidRequestError(f"{field}{key} does not exist here")
+
+
 def _batching(found: Mapping[str, Any]) -> dict[str, Any]:
-    result = dict(found)
-    if result.pop("preserve_ordering", False):
-        raise InvalidRequestError("dynamic_batching.preserve_ordering does not exist here")
-    return result
+    _check_absent("dynamic_batching.", found)
+    return {key: value for key, value in found.items() if key not in _ABSENT["dynamic_batching."]}
 
 
 def _instances(found: Mapping[str, Any], name: str) -> dict[str, Any]:
     groups = found.get("instance_group") or [{}]
     if len(groups) != 1 or groups[0].get("kind", "KIND_CPU") not in ("KIND_AUTO", "KIND_CPU"):
         raise InvalidRequestError(f"model '{name}' can have one instance_group, of KIND_CPU")
+    _check_absent("instance_group.", groups[0])
     result = {key: groups[0][key] for key in ("count",) if key in groups[0]}
     if _THREADS in found.get("parameters", {}):
         result["threads"] = found["parameters"][_THREADS].get("string_value")
