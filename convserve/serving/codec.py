@@ -30,6 +30,7 @@ __all__ = [
     "read_schedule",
     "read_wanted",
     "response",
+    "wants_final_response",
 ]
 
 Array = npt.NDArray[Any]
@@ -245,6 +246,21 @@ def read_schedule(message: Any) -> Schedule:
     priority = _whole(message.parameters, "priority", "the request") or 0
     timeout = _whole(message.parameters, "timeout", "the request") or 0
     return Schedule(priority, timeout * 1e-6)
+
+
+def wants_final_response(message: Any) -> bool:
+    """Whether the caller of a stream wants to be told which answer to a request is the last."""
+    name = "triton_enable_empty_final_response"
+    if name not in message.parameters:
+        return False
+    parameter = message.parameters[name]
+    choice = parameter.WhichOneof("parameter_choice")
+    if choice != "bool_param":
+        raise InvalidRequestError(
+            f"invalid value type for '{name}' parameter of the request: expected bool_param, "
+            f"got {choice}"
+        )
+    return bool(parameter.bool_param)
 
 
 def _whole(parameters: Any, name: str, what: str) -> int | None:

@@ -193,8 +193,9 @@ class Inferences:
             message = parse(protocol.ModelInferRequest, data)
             if self._observer is not None:
                 self._observer.reads(message)
+            marks_final = codec.wants_final_response(message)
             response = self._answer(message, deadline, inference)
-            if "triton_enable_empty_final_response" in message.parameters:
+            if marks_final:
                 response.parameters["triton_final_response"].bool_param = True
             answer = protocol.ModelStreamInferResponse(infer_response=response)
         except Exception as error:

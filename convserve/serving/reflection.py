@@ -7,8 +7,9 @@ messages of v1alpha under other names; the library has v1alpha only.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import grpc
@@ -32,17 +33,27 @@ class _Pools:
         self._pools = pools
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
-        lookups = [getattr(pool, name) for pool in self._pools]
+        return partial(_first, [getattr(pool, name) for pool in self._pools])
 
-        def find(*arguments: Any) -> Any:
-            for lookup in lookups[:-1]:
-                try:
-                    return lookup(*arguments)
-                except KeyError:
-                    continue
-            return lookups[-1](*arguments)
+    def FindFileContainingSymbol(self, symbol: str) -> Any:
+        """The file of what has that full name; a pool's own lookup knows no methods."""
+        by_method = (partial(_file_of_method, pool) for pool in self._pools)
+        return _first(
+            [*(pool.FindFileContainingSymbol for pool in self._pools), *by_method], symbol
+        )
 
-        return find
+
+def _first(lookups: Sequence[Callable[..., Any]], *arguments: Any) -> Any:
+    for lookup in lookups[:-1]:
+        try:
+            return lookup(*arguments)
+        except KeyError:
+            continue
+    return lookups[-1](*arguments)
+
+
+def _file_of_method(pool: Any, name: str) -> Any:
+    return pool.FindMethodByName(name).containing_service.file
 
 
 def handlers(pool: ThreadPoolExecutor) -> tuple[grpc.GenericRpcHandler, ...]:

@@ -283,8 +283,20 @@ def test_reflection_finds_files(reflect, symbol):
     assert again.file_descriptor_response.file_descriptor_proto
 
 
+@pytest.mark.parametrize(
+    "method", ["inference.GRPCInferenceService.ModelInfer", "grpc.health.v1.Health.Check"]
+)
+def test_reflection_finds_the_file_of_a_method(reflect, method):
+    """`grpcurl describe` of a method asks so."""
+    files = reflect(file_containing_symbol=method).file_descriptor_response.file_descriptor_proto
+    service = reflect(file_containing_symbol=method.rpartition(".")[0]).file_descriptor_response
+    assert list(files) == list(service.file_descriptor_proto) != []
+
+
 def test_reflection_of_what_is_not_there(reflect):
-    for what in ({"file_containing_symbol": "no.Such"}, {"file_by_filename": "no/such.proto"}):
+    nowhere = ["no.Such", "", ".", "inference.GRPCInferenceService.No", "inference.", "a..b"]
+    symbols = [{"file_containing_symbol": symbol} for symbol in nowhere]
+    for what in (*symbols, {"file_by_filename": "no/such.proto"}):
         assert reflect(**what).error_response.error_code == grpc.StatusCode.NOT_FOUND.value[0]
 
 

@@ -128,6 +128,23 @@ def test_streams_keep_the_order_and_carry_errors(client):
     client.stop_stream()
 
 
+@pytest.mark.parametrize(
+    ("value", "marked", "fault"),
+    [(True, True, ""), (False, False, ""), ("yes", False, "expected bool_param, got string_param")],
+)
+def test_the_final_response_is_marked_where_that_is_wanted(client, value, marked, fault):
+    answers = queue.Queue()
+    client.start_stream(lambda result, error: answers.put((result, error)))
+    asked = {"triton_enable_empty_final_response": value}
+    client.async_stream_infer("m", [given()], parameters=asked)
+    result, error = answers.get(timeout=WAIT)
+    client.stop_stream()
+    if fault:
+        assert fault in error.message()
+    else:
+        assert ("triton_final_response" in result.get_response().parameters) == marked
+
+
 def test_statistics(client):
     for size in (1, 2, 2):
         client.infer("m", [given(image(size))])
@@ -224,6 +241,9 @@ def test_files_of_a_model_that_the_repository_does_not_hold(client, tmp_path):
         ('{"instance_group": [{"kind": "KIND_GPU"}]}', "KIND_CPU"),
         ('{"version_policy": {"specific": {"versions": [9]}}}', "version 9, which is missing"),
         ('{"dynamic_batching": {"preserve_ordering": true}}', "preserve_ordering"),
+        ('{"default_model_filename": "model.onnx"}', "default_model_filename must be 'model.npz'"),
+        ('{"metric_tags": {"team": "vision"}}', "metric_tags does not exist here"),
+        ('{"instance_group": [{"gpus": [0]}]}', "instance_group.gpus does not exist here"),
         ('{"dynamic_batching": {"priority_levels": 2}}', "default_priority_level must be 1 to 2"),
         ("[" * 5000, "no ModelConfig"),
     ],
