@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from typing import Any
 
 import grpc
 import numpy as np
 import pytest
 
-from convserve_client import Client, Tls
+from convserve_client import AsyncClient, Client, Tls
 
 X = np.zeros((1, 1, 2, 2), np.float32)
 
@@ -29,6 +31,8 @@ X = np.zeros((1, 1, 2, 2), np.float32)
         (lambda c: c.predict(X, outputs=iter([])), ValueError, "outputs must name at least one"),
         (lambda c: c.predict(X, outputs=3), TypeError, "outputs must be a sequence of names"),
         (lambda c: c.predict([[1.0]]), TypeError, "x must be a numpy.ndarray, got list"),
+        (lambda c: c.predict(np.ma.masked_array(X, X == 0)), TypeError, "x must not be a masked"),
+        (lambda c: c.classify([np.ma.array(X[0])]), TypeError, r"images\[0\] must not be a masked"),
         (lambda c: c.predict(), TypeError, "missing 1 required positional argument: 'x'"),
         (lambda c: c.classify(X, top_k="5"), TypeError, "top_k must be a whole number, got str"),
         (lambda c: c.classify(X, top_k=True), TypeError, "top_k must be a whole number, got bool"),
@@ -59,6 +63,7 @@ def test_of_calls(client: Any, server: Any, call: Any, error: Any, message: str)
     ("options", "error", "message"),
     [
         ({"address": 5}, TypeError, "address must be a string, got int"),
+        ({"address": b"localhost:1"}, TypeError, "address must be a string, got bytes"),
         ({"address": "localhost"}, ValueError, "HOST:PORT"),
         ({"address": "http://localhost:1"}, ValueError, "without a scheme"),
         ({"address": "::1:8001"}, ValueError, "HOST:PORT"),
@@ -112,3 +117,11 @@ def test_a_token_is_not_shown(server: Any) -> None:
     with Client(server.address, token="secret") as client:
         assert "secret" not in repr(client)
         assert "secret" not in repr(client._options)
+
+
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+@pytest.mark.parametrize("make", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_a_client_is_neither_copied_nor_pickled(kind: Any, make: Any) -> None:
+    """A copy would share the connection, and closing it would end the calls of the other."""
+    with pytest.raises(TypeError, match=f"a {kind.__name__} can't be copied or pickled.* another"):
+        make(kind("localhost:1"))

@@ -61,7 +61,7 @@ class Address:
 
 def parse_all(address: str | Sequence[str]) -> tuple[Address, ...]:
     """The address, or the addresses, each once."""
-    if isinstance(address, str) or not isinstance(address, Sequence):
+    if isinstance(address, str | bytes) or not isinstance(address, Sequence):
         return (Address.parse(address),)
     if not address:
         raise ValueError("address must name at least one server, got an empty sequence")

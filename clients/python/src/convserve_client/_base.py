@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn, SupportsIndex
 
 import grpc
 
@@ -88,6 +88,13 @@ class ClientBase:
     def __repr__(self) -> str:
         state = ", closed" if self._closed else ""
         return f"{type(self).__name__}({self._options.shown_address!r}{state})"
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
+        kind = type(self).__name__
+        raise TypeError(
+            f"a {kind} can't be copied or pickled, since it holds a connection: "
+            f"make another {kind} with the same arguments, in another process too"
+        )
 
     def _limit(self, timeout: float | None) -> float | None:
         """Seconds for a call: `timeout`, or the client's own where that is None."""

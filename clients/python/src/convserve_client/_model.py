@@ -163,6 +163,8 @@ def check_dtype(x: Any, name: str = "x") -> None:
     """Raises TypeError unless `x` is an array of float32 or uint8."""
     if not isinstance(x, np.ndarray):
         raise TypeError(f"{name} must be a numpy.ndarray, got {type(x).__name__}")
+    if isinstance(x, np.ma.MaskedArray):  # the wire has no mask: hidden values would be computed on
+        raise TypeError(f"{name} must not be a masked array; fill it with {name}.filled(value)")
     if x.dtype not in (np.float32, np.uint8):
         advice = "; convert with x.astype(numpy.float32)" if x.dtype.kind in "fiu" else ""
         raise TypeError(
