@@ -19,23 +19,20 @@ from convserve.cli._timing import Timing, measure
 from convserve.cli._tuning import tune_model
 from convserve.kernels._cores import usable_cores
 
-
 # What is measured -> the options that only some of these take, of those that it takes.
-_OPTIONS: dict[str, frozenset[str]] = {
-    "MODEL": frozenset({"batch", "threads"}),
-    "--tune": frozenset(),
-    "--layers": frozenset({"threads", "shapes"}),
-    "--server": frozenset(
-        "model_name batch concurrency rate arrivals connections requests warm_up timeout dtype "
-        "images".split()
-    ),
+_OPTIONS = {
+    "MODEL": {"batch", "threads"},
+    "--tune": set[str](),
+    "--layers": {"threads", "shapes"},
+    "--server": {"model_name", "batch", "concurrency", "rate", "arrivals", "connections"}
+    | {"requests", "warm_up", "timeout", "dtype", "images"},
 }
 
 
 def _check_options(measured: str) -> None:
     """Refuse an option that would do nothing."""
     context = click.get_current_context()
-    useless = frozenset().union(*_OPTIONS.values()) - _OPTIONS[measured]
+    useless = set[str]().union(*_OPTIONS.values()) - _OPTIONS[measured]
     for option in context.command.params:
         name = option.name or ""
         if name in useless and context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
