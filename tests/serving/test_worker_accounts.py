@@ -1,4 +1,4 @@
-"""What the supervisor keeps of its workers: when the next one starts, and what they have counted."""
+"""What the supervisor keeps of its workers: when the next starts, and what they have counted."""
 
 from __future__ import annotations
 
