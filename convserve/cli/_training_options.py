@@ -272,7 +272,7 @@ data_options = _stack(
     folder_options,
     click.option(
         "--seeds",
-        type=click.IntRange(min=1),
+        type=click.IntRange(1, 1000),
         default=1,
         show_default=True,
         help="Train so many times, with --seed and the seeds that follow, one model file each.",

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
+from numbers import Integral, Real
 from typing import Any
 
 from convserve.errors import ShapeError, UnknownNameError
@@ -56,15 +57,19 @@ def build(
     Options: deep_convnet dropout=0.5; cifar_vgg hidden=512, dropout=0.0; resnet20 blocks=3,
     widths=(16, 32, 64); mlp hidden=(128,), dropout=0.0; bn_convnet widths=(16, 32, 64, 64, 128);
     airbench widths=(64, 256, 256), whitening=24. Errors: UnknownNameError for a name or an
-    option that does not exist, ShapeError for an input that does not fit, naming the layer.
+    option that does not exist, ShapeError for an option's value that it can't have and for an
+    input that does not fit, naming the layer.
     """
     body, default = _lookup(name)
-    allowed = list(inspect.signature(body).parameters)[2:]
-    for option in options:
-        if option not in allowed:
+    allowed = list(inspect.signature(body).parameters.values())[2:]
+    defaults = {parameter.name: parameter.default for parameter in allowed}
+    for option, value in options.items():
+        if option not in defaults:
             raise UnknownNameError(
-                f"{name} has no option {option!r}; it has: {', '.join(allowed) or 'none'}"
+                f"{name} has no option {option!r}; it has: {', '.join(defaults) or 'none'}"
             )
+        if fault := _fault(value, defaults[option]):
+            raise ShapeError(f"{option} of {name} must be {fault}, not {value!r:.80}")
     graph = Graph(default if input_shape is None else input_shape)
     try:
         body(graph, classes, **options)
@@ -73,6 +78,21 @@ def build(
         of = f"{channels} channel{'s' * (channels > 1)} of {height}×{width} pixels"
         raise ShapeError(f"{name} for images of {of}: {error}") from None
     return graph
+
+
+def _fault(value: object, default: object) -> str:
+    """What an option with such a default must be instead; empty if it is."""
+    if isinstance(default, int):
+        return "" if _is_count(value) else "an integer from 1"
+    if isinstance(default, float):
+        is_rate = isinstance(value, Real) and not isinstance(value, bool) and 0 <= float(value) < 1
+        return "" if is_rate else "a number from 0 to below 1"
+    are_widths = isinstance(value, (list, tuple)) and all(map(_is_count, value))
+    return "" if are_widths else "a list of integers from 1"
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 1
 
 
 def _lenet(g: Graph, classes: int) -> None:
@@ -126,6 +146,8 @@ def _resnet20(
     g: Graph, classes: int, blocks: int = 3, widths: Sequence[int] = (16, 32, 64)
 ) -> None:
     """ResNet for CIFAR (He et al. 2015, §4.2): 6 · blocks + 2 layers, projection shortcuts."""
+    if not widths:
+        raise ShapeError("widths must have a number for one stage or more")
     x = g.add(ReLU(), _conv_bn(g, g.input_name, widths[0], 3))
     for stage, width in enumerate(widths):
         for block in range(blocks):

@@ -61,6 +61,8 @@ def weights(path):
         (("--group", "affine1:lr=two"), "lr of group 'affine1' must be a number"),
         (("--arch-option", "hidden"), "is not NAME=VALUE"),
         (("--arch-option", "width=3"), "mlp has no option 'width'"),
+        (("--arch-option", "hidden=3"), "hidden of mlp must be a list of integers from 1, not 3"),
+        (("--seeds", 10**11), "100000000000 is not in the range 1<=x<=1000"),
         (("--patience", 2), "patience needs validation images"),
         (
             ("--freeze", "*"),

@@ -94,5 +94,31 @@ def test_unknown_names_and_options() -> None:
         architectures.build("mlp", classes_=3)
     with pytest.raises(ShapeError, match="out_features must be from 1"):
         architectures.build("lenet", classes=0)
-    with pytest.raises(TypeError):
-        architectures.build("mlp", hidden=100)
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "value", "allowed"),
+    [
+        ("mlp", "hidden", 64, "a list of integers from 1"),
+        ("mlp", "hidden", [64, 1.5], "a list of integers from 1"),
+        ("mlp", "hidden", "64", "a list of integers from 1"),
+        ("airbench", "widths", [8, True, 8], "a list of integers from 1"),
+        ("resnet20", "blocks", "3", "an integer from 1"),
+        ("resnet20", "blocks", 0, "an integer from 1"),
+        ("cifar_vgg", "hidden", [512], "an integer from 1"),
+        ("mlp", "dropout", "0.5", "a number from 0 to below 1"),
+        ("deep_convnet", "dropout", 1, "a number from 0 to below 1"),
+        ("deep_convnet", "dropout", float("nan"), "a number from 0 to below 1"),
+    ],
+)
+def test_values_that_an_option_cannot_have(
+    name: str, option: str, value: object, allowed: str
+) -> None:
+    with pytest.raises(ShapeError) as error:
+        architectures.build(name, **{option: value})
+    assert str(error.value) == f"{option} of {name} must be {allowed}, not {value!r}"
+
+
+def test_resnet20_needs_a_stage() -> None:
+    with pytest.raises(ShapeError, match="widths must have a number for one stage or more"):
+        architectures.build("resnet20", widths=[])
