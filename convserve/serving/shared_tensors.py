@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from convserve.errors import InvalidRequestError
 from convserve.serving.shared_memory import Region, Regions
+from convserve_client import tensors
 
 __all__ = ["Place", "deliver", "take"]
 
@@ -33,14 +34,18 @@ def take(regions: Regions, message: Any) -> dict[str, Place]:
     """Make a ModelInferRequest a plain one; returns where the caller wants which output."""
     if any(_REGION in tensor.parameters for tensor in message.inputs):
         sent = list(reversed(message.raw_input_contents))
+        is_raw = bool(sent)
         raw = []
         for tensor in message.inputs:
             if _REGION not in tensor.parameters:
-                if not sent:
+                if not is_raw and tensor.HasField("contents"):
+                    raw.append(_typed_to_raw(tensor))
+                elif sent:
+                    raw.append(sent.pop())
+                else:
                     raise InvalidRequestError(
-                        f"input '{tensor.name[:64]}' has neither raw_input_contents nor a region"
+                        f"input '{tensor.name[:64]}' has neither contents nor a region"
                     )
-                raw.append(sent.pop())
                 continue
             if tensor.HasField("contents"):
                 raise InvalidRequestError(
@@ -61,6 +66,16 @@ def take(regions: Regions, message: Any) -> dict[str, Place]:
                 )
             places[output.name] = _place(regions, output)
     return places
+
+
+def _typed_to_raw(tensor: Any) -> bytes:
+    """Take a tensor's typed contents out of it."""
+    try:
+        array = tensors.from_contents(tensor.datatype, tensor.shape, tensor.contents)
+    except ValueError as error:
+        raise InvalidRequestError(f"input '{tensor.name[:64]}': {error}") from None
+    tensor.ClearField("contents")
+    return tensors.to_raw(array)
 
 
 def deliver(places: Mapping[str, Place], answer: Any) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from multiprocessing import shared_memory
+
 import grpc
 import numpy as np
 import pytest
+from server_process import WAIT, Stub
 
 import convserve_client
 from convserve import model_file
@@ -13,8 +16,6 @@ from convserve.engine.repository import ModelRepository
 from convserve.graph import Graph, layers
 from convserve.serving.server import Options, Server
 from convserve_client import protocol, tensors
-
-WAIT = 120.0
 
 
 def pair_graph() -> Graph:
@@ -44,7 +45,7 @@ def model(path):
 @pytest.fixture(scope="module")
 def served(path):
     repository = ModelRepository.open(path, defaults={"max_batch_size": 8})
-    server = Server(repository, Options(port=0, metrics_port=0))
+    server = Server(repository, Options(port=0, metrics_port=0, shared_memory=True))
     yield server
     assert server.stop(WAIT)
 
@@ -125,12 +126,7 @@ def request(x: dict[str, np.ndarray], *, raw: bool = True) -> protocol.ModelInfe
 
 def infer(served, message):
     with grpc.insecure_channel(f"127.0.0.1:{served.port}") as channel:
-        call = channel.unary_unary(
-            protocol.path("ModelInfer"),
-            request_serializer=protocol.ModelInferRequest.SerializeToString,
-            response_deserializer=protocol.ModelInferResponse.FromString,
-        )
-        return call(message, timeout=WAIT)
+        return Stub(channel).ModelInfer(message, timeout=WAIT)
 
 
 def test_typed_contents_in_any_order(served, model):
@@ -166,4 +162,56 @@ def test_an_input_twice_or_without_its_contents(served):
     message = request(inputs(2))
     message.inputs[1].name = "photo"
     with pytest.raises(grpc.RpcError, match="given more than once"):
+        infer(served, message)
+
+
+@pytest.fixture
+def region(served):
+    """A registered region with what is put into it."""
+    memory = shared_memory.SharedMemory(create=True, size=4096)
+    with grpc.insecure_channel(f"127.0.0.1:{served.port}") as channel:
+        stub = Stub(channel)
+        registration = {"name": "r", "key": memory.name, "byte_size": 4096}
+        stub.SystemSharedMemoryRegister(
+            protocol.SystemSharedMemoryRegisterRequest(**registration), timeout=WAIT
+        )
+        yield memory
+        stub.SystemSharedMemoryUnregister(
+            protocol.SystemSharedMemoryUnregisterRequest(name="r"), timeout=WAIT
+        )
+    memory.close()
+    memory.unlink()
+
+
+def put(region, message, place, value):
+    """Have an input of the message lie in shared memory."""
+    region.buf[: value.nbytes] = tensors.to_raw(value)
+    tensor = message.inputs[place]
+    tensor.ClearField("contents")
+    tensor.parameters["shared_memory_region"].string_param = "r"
+    tensor.parameters["shared_memory_byte_size"].int64_param = value.nbytes
+    if message.raw_input_contents:
+        del message.raw_input_contents[place]
+
+
+@pytest.mark.parametrize("raw", [True, False], ids=["raw", "typed"])
+@pytest.mark.parametrize("name", ["photo", "facts:0"])
+def test_one_input_in_shared_memory_and_one_in_the_message(served, model, region, name, raw):
+    x = inputs(2, seed=3)
+    message = request(x, raw=raw)
+    put(region, message, list(x).index(name), x[name])
+    answer = infer(served, message)
+    found = tensors.read_tensors(answer.outputs, answer.raw_output_contents)
+    np.testing.assert_array_equal(found["map"], model.predict(x)["map"])
+
+
+def test_what_is_wrong_with_the_other_input_is_said(served, region):
+    x = inputs(2)
+    message = request(x, raw=False)
+    put(region, message, 0, x["photo"])
+    message.inputs[1].contents.fp32_contents.pop()
+    with pytest.raises(grpc.RpcError, match="'facts:0': expected 8 elements for FP32"):
+        infer(served, message)
+    message.inputs[1].ClearField("contents")
+    with pytest.raises(grpc.RpcError, match="'facts:0' has neither contents nor a region"):
         infer(served, message)
