@@ -11,7 +11,7 @@ import numpy as np
 from convserve.cli._classifiers import Pixels, Scores, ServedClassifier, row_shape
 from convserve.datasets import HeldOut
 from convserve.engine.model import Model
-from convserve.graph import layers
+from convserve.graph import Graph, layers
 from convserve.preprocessing import Preprocessing
 
 __all__ = ["Candidate"]
@@ -65,10 +65,20 @@ class Candidate:
             tuple(row_shape(graph.shape(layer)) for layer in graph.outputs.values()),
             model.preprocessing,
             None if model.labels is None else tuple(model.labels),
-            isinstance(graph.node(first).op, layers.Softmax),
+            _gives_probabilities(graph, first),
             predict,
             _held_out(model.provenance),
         )
+
+
+def _gives_probabilities(graph: Graph, name: str) -> bool:
+    """Whether the layer's values are those of a softmax, which some layers pass on as they are."""
+    while name not in graph.inputs:
+        node = graph.node(name)
+        if not isinstance(node.op, (layers.Flatten, layers.Dropout)):
+            return isinstance(node.op, layers.Softmax)
+        (name,) = node.inputs
+    return False
 
 
 def _held_out(provenance: Mapping[str, Any]) -> HeldOut | None:

@@ -61,6 +61,25 @@ def test_scores_of_one_pixel_are_judged_as_a_row(tmp_path, data, capsys):
     assert capsys.readouterr().out.splitlines()[-1] == "accuracy 65.00 %"
 
 
+@pytest.mark.parametrize("behind", [layers.Flatten(), layers.Dropout(0.5)])
+def test_what_passes_probabilities_on_leaves_them_probabilities(tmp_path, data, capsys, behind):
+    rows, graph = load(model(tmp_path / "m.npz")), Graph((1, 2, 2))
+    graph.add(layers.Conv2d(3, 2, bias=False))
+    graph.add(behind, graph.add(layers.Softmax()))
+    weight = rows.params["affine1.weight"].reshape(3, 1, 2, 2)
+    file = ModelFile(graph, {"conv1.weight": weight}, LABELS, rows.preprocessing, {})
+    save(tmp_path / "passed.npz", file)
+    for args in ((), ("--tta", "flip")):
+        found = []
+        for name in ("m.npz", "passed.npz"):
+            asked = ("eval", tmp_path / name, "--data", data, "--split", "train", "--json", *args)
+            assert convserve(*asked) == 0
+            found.append(
+                [row["confidence"] for row in json.loads(capsys.readouterr().out)["worst"]]
+            )
+        assert found[1] == pytest.approx(found[0], rel=1e-5)
+
+
 @pytest.mark.parametrize("batch_size", [1, 7, 256])
 def test_the_table_and_the_last_line(tmp_path, data, capsys, batch_size):
     path = model(tmp_path / "m.npz")
