@@ -82,6 +82,9 @@ def test_of_calls(client: Any, server: Any, call: Any, error: Any, message: str)
         ({"metadata": [("a", 1)]}, TypeError, "metadata 'a' must be a string, got int"),
         ({"metadata": [("a-bin", "x")]}, TypeError, "metadata 'a-bin' must be bytes"),
         ({"metadata": [("A", "x")]}, ValueError, "lower case"),
+        ({"metadata": [("é", "x")]}, ValueError, "a-z, 0-9"),
+        ({"metadata": [("", "x")]}, ValueError, "a-z, 0-9"),
+        ({"metadata": [("grpc-status", "5")]}, ValueError, "'grpc-status' is gRPC's own"),
         ({"metadata": [("a", "x\n")]}, ValueError, "printable ASCII"),
         ({"tls": "yes"}, TypeError, "tls must be a Tls, True or False"),
         ({"credentials": "yes"}, TypeError, "credentials must be grpc.ChannelCredentials"),
@@ -125,3 +128,16 @@ def test_a_client_is_neither_copied_nor_pickled(kind: Any, make: Any) -> None:
     """A copy would share the connection, and closing it would end the calls of the other."""
     with pytest.raises(TypeError, match=f"a {kind.__name__} can't be copied or pickled.* another"):
         make(kind("localhost:1"))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"ca": b"-----BEGIN CERTIFICATE-----"}, "Tls ca must be a path, got bytes"),
+        ({"certificate": "a", "key": 5}, "Tls key must be a path, got int"),
+        ({"server_name": 5}, "Tls server_name must be a string, got int"),
+    ],
+)
+def test_of_the_types_of_tls(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        Tls(**options)

@@ -16,7 +16,7 @@ OPTIONS: dict[str, Any] = {
     "priority": 1,
     "queue_timeout": 0.25,
     "request_id": "7f30",
-    "metadata": [("x-team", "vision")],
+    "metadata": [("x-team", "vision"), ("org.team_2", "v")],
 }
 
 
@@ -45,7 +45,12 @@ def test_each_request_of_a_call_has_them(
         assert request.parameters["priority"].int64_param == 1
         assert request.parameters["timeout"].int64_param == 250_000
     sent = [m for m, name in zip(server.metadata, server.calls, strict=True) if "Infer" in name]
-    wanted = {"x-team": "vision", "x-app": "toy", "authorization": "Bearer secret"}
+    wanted = {
+        "x-team": "vision",
+        "org.team_2": "v",
+        "x-app": "toy",
+        "authorization": "Bearer secret",
+    }
     assert all(metadata.items() >= wanted.items() for metadata in sent)
     assert "x-team" not in server.metadata[0]  # that of the call that asks about the model
 

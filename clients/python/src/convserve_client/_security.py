@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,11 @@ import grpc
 # A token, or what gives the one to use now (so that it can be renewed without a new client).
 Token = str | Callable[[], str]
 Metadata = tuple[tuple[str, str | bytes], ...]
+
+_KEY = re.compile(r"[a-z0-9._-]+")
+# gRPC drops them, or takes them for what it has set itself: a status would end the call.
+_RESERVED = {"content-type", "grpc-accept-encoding", "grpc-encoding", "grpc-message", "te"}
+_RESERVED |= {"grpc-status", "grpc-timeout"}
 
 
 @dataclass(frozen=True)
@@ -25,7 +31,8 @@ class Tls:
         key: of `certificate`.
         server_name: the name in the server's certificate, where that is not the address's host.
 
-    OSError if a file can't be read, ValueError for a certificate without its key.
+    OSError if a file can't be read, ValueError for a certificate without its key, TypeError for
+    what is no path or no name.
     """
 
     ca: str | os.PathLike[str] | None = None
@@ -34,6 +41,13 @@ class Tls:
     server_name: str | None = None
 
     def __post_init__(self) -> None:
+        for name in ("ca", "certificate", "key"):
+            path = getattr(self, name)
+            if not isinstance(path, str | os.PathLike | None):
+                raise TypeError(f"Tls {name} must be a path, got {type(path).__name__}")
+        if not isinstance(self.server_name, str | None):
+            kind = type(self.server_name).__name__
+            raise TypeError(f"Tls server_name must be a string, got {kind}")
         if (self.certificate is None) != (self.key is None):
             lacking = "key" if self.key is None else "certificate"
             raise ValueError(f"TLS takes certificate and key together; {lacking} is missing")
@@ -61,8 +75,12 @@ def check_metadata(metadata: Any) -> Metadata:
         if not isinstance(key, str) or not isinstance(value, bytes if binary else str):
             kind = "bytes" if binary else "a string"
             raise TypeError(f"metadata {key!r} must be {kind}, got {type(value).__name__}")
-        if key != key.lower() or not key.replace("-", "").replace("_", "").isalnum():
-            raise ValueError(f"a metadata key is lower case without spaces, got {key!r}")
+        if not _KEY.fullmatch(key):
+            raise ValueError(
+                f"a metadata key is lower case: a-z, 0-9, '-', '_' and '.', got {key!r}"
+            )
+        if key in _RESERVED:
+            raise ValueError(f"metadata {key!r} is gRPC's own, and not the caller's to set")
         if isinstance(value, str) and not (value.isascii() and value.isprintable()):
             raise ValueError(f"metadata {key!r} must be printable ASCII")
     return pairs
