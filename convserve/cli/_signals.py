@@ -7,7 +7,14 @@ import signal
 import threading
 from collections.abc import Callable
 
-__all__ = ["Signals"]
+__all__ = ["Signals", "hold_hangups"]
+
+
+def hold_hangups() -> list[int]:
+    """The SIGHUPs that come from now on, until there are Signals; they end nothing."""
+    held: list[int] = []
+    signal.signal(signal.SIGHUP, lambda number, _frame: held.append(number))
+    return held
 
 
 class Signals:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from convserve.cli._common import command_line, threads_option
-from convserve.cli._signals import Signals
+from convserve.cli._signals import Signals, hold_hangups
 
 if TYPE_CHECKING:
     from convserve.serving.logs import LogSettings
@@ -91,7 +91,7 @@ _PORT = click.IntRange(0, 65535)
     default=10_000,
     show_default=True,
     help="Connections at a time, in each process; more are closed. Never more than 3/4 of the "
-    "files that it may open (ulimit -n).",
+    "files that it may open (ulimit -Hn).",
 )
 @click.option(
     "--max-connection-age",
@@ -288,9 +288,12 @@ def command(
         raise click.UsageError("--tls-client-ca needs --tls-certificate and --tls-key")
     names = None if "*" in load_model or not explicit else load_model
 
+    hangups = hold_hangups()  # which would end the process until there is something to reload
+    from convserve.serving.files import allow_open_files
     from convserve.serving.memory import bound_heaps
 
     bound_heaps()  # before the imports below start threads
+    allow_open_files()
 
     from convserve.serving.logs import LogSettings
 
@@ -304,6 +307,8 @@ def command(
         plan = Plan(command, workers, host, port, metrics_port, watchdog, exit_timeout, poll)
         supervisor = Supervisor(plan, logs)
         Signals(on_hangup=supervisor.reload, on_stop=supervisor.stop)
+        if hangups:
+            supervisor.reload()
         return supervisor.run(
             lambda names: _say_ready(host, supervisor.port, supervisor.metrics_port, names)
         )
@@ -356,9 +361,11 @@ def command(
             worker_socket, path, options, logs, defaults=defaults, threads=threads or 1, names=names
         ).run()
     repository = ModelRepository.open(path, defaults=defaults, threads=threads, names=names)
-    signals = Signals()
+    signals = Signals(on_hangup=lambda: hangups.append(0))
     server = Server(repository, options, logs)
     signals.on_hangup = server.reload
+    if hangups:
+        server.reload()
     served = dict.fromkeys(served.name for served in repository.models())
     _say_ready(host, server.port, server.metrics_port, served)
     signals.wait()

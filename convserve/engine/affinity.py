@@ -135,14 +135,19 @@ class CoreWatch:
 
     def _watch(self) -> None:
         roam()
-        before, suspicious = self._usage(), False
-        while not self._closed.wait(self._seconds):
-            now = self._usage()
-            better = self._better(before, now)
-            if better is not None and suspicious:  # for the second time
-                self.move(better)
+        before, suspicious = None, False
+        while True:
+            try:
                 now = self._usage()
-            before, suspicious = now, better is not None and not suspicious
+                better = None if before is None else self._better(before, now)
+                if better is not None and suspicious:  # for the second time
+                    self.move(better)
+                    now = self._usage()
+                before, suspicious = now, better is not None and not suspicious
+            except OSError:  # as many files are open as may be: it can wait
+                before, suspicious = None, False
+            if self._closed.wait(self._seconds):
+                return
 
     def _usage(self) -> tuple[dict[int, tuple[int, int]], int]:
         return self._cores(), self._own()

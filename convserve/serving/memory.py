@@ -20,6 +20,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 __all__ = ["MemoryKeeper", "Watch", "bound_heaps"]
@@ -95,13 +96,18 @@ class MemoryKeeper:
         self._closed.set()
 
     def _run(self) -> None:
-        watch, busy = Watch(_resident()), time.process_time()
-        while not self._closed.wait(_SECONDS):
+        watch, busy = None, time.process_time()
+        while True:
             before, busy = busy, time.process_time()
-            if watch.is_due(_resident(), busy - before):
-                self._trim(0)
-                watch.done(_resident(), busy - before)
-                busy = time.process_time()  # this was no work
+            with suppress(OSError):  # as many files are open as may be: it can wait
+                if watch is None:
+                    watch = Watch(_resident())
+                elif watch.is_due(_resident(), busy - before):
+                    self._trim(0)
+                    watch.done(_resident(), busy - before)
+                    busy = time.process_time()  # this was no work
+            if self._closed.wait(_SECONDS):
+                return
 
 
 def _resident() -> int:

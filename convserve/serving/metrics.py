@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from itertools import accumulate
@@ -36,6 +38,8 @@ __all__ = [
 _BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 _LABELS = ("model", "version")
 _CONNECTIONS = 64  # to the pages, at a time
+_EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+_PAUSE = 0.1  # seconds, when no connection can be taken
 
 # name -> (help, value of a counter)
 _COUNTERS: dict[str, tuple[str, Callable[[Counters], float]]] = {
@@ -188,14 +192,28 @@ class _HTTPServer(ThreadingWSGIServer):
         self._open: dict[socket, None] = {}  # the oldest first
         super().__init__(*arguments, **keywords)
 
+    def get_request(self) -> Any:
+        try:
+            return super().get_request()
+        except OSError as error:
+            if error.errno in _EXHAUSTED:  # else this would be tried again at once, over and over
+                with self._lock:
+                    self._make_room()
+                time.sleep(_PAUSE)
+            raise
+
+    def _make_room(self) -> None:
+        if self._open:
+            oldest = next(iter(self._open))
+            del self._open[oldest]
+            with suppress(OSError):  # it may have ended by itself
+                oldest.shutdown(SHUT_RDWR)
+
     def process_request(self, request: Any, client_address: Any) -> None:
         with self._lock:
             self._open[request] = None
             if len(self._open) > _CONNECTIONS:
-                oldest = next(iter(self._open))
-                del self._open[oldest]
-                with suppress(OSError):  # it may have ended by itself
-                    oldest.shutdown(SHUT_RDWR)
+                self._make_room()
         super().process_request(request, client_address)
 
     def shutdown_request(self, request: Any) -> None:

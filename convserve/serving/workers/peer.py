@@ -7,6 +7,7 @@ Only processes that this server has started hold an end of the pair, so that pic
 
 from __future__ import annotations
 
+import errno
 import itertools
 import logging
 import os
@@ -115,17 +116,19 @@ class Peer:
             for fd in fds:
                 socket.send_fds(self._socket, [b"f"], [fd])
 
-    def _receive(self) -> tuple[tuple[int, int, str, Any], list[Descriptor]]:
+    def _receive(self) -> tuple[tuple[int, int, str, Any], list[Descriptor], int]:
+        """A message, its descriptors, and how many of them this process could not take."""
         length, count = _FRAME.unpack(self._bytes(_FRAME.size))
         message = pickle.loads(self._bytes(length))
         fds = []
         for _ in range(count):
             data, received, _, _ = socket.recv_fds(self._socket, 1, 1)
-            if not data or not received:
+            if not data:
                 raise EOFError
-            os.set_inheritable(received[0], False)
-            fds.append(Descriptor(received[0]))
-        return message, fds
+            for fd in received:  # none if as many files are open as may be
+                os.set_inheritable(fd, False)
+                fds.append(Descriptor(fd))
+        return message, fds, count - len(fds)
 
     def _bytes(self, count: int) -> bytearray:
         data = bytearray(count)
@@ -140,14 +143,9 @@ class Peer:
     def _read(self) -> None:
         try:
             while True:
-                (kind, number, name, content), fds = self._receive()
+                (kind, number, name, content), fds, lost = self._receive()
                 if kind == _CALL:
-                    threading.Thread(
-                        target=self._handle,
-                        args=(number, name, content, fds),
-                        name=name,
-                        daemon=True,
-                    ).start()
+                    self._called(number, name, content, fds, lost)
                 elif kind == _TELL:
                     self._told[name](*content)
                 else:
@@ -156,6 +154,21 @@ class Peer:
             _log.debug("the other end has closed: %r", error)
         finally:
             self._end()
+
+    def _called(
+        self, number: int, name: str, arguments: Any, fds: list[Descriptor], lost: int
+    ) -> None:
+        thread = threading.Thread(
+            target=self._handle, args=(number, name, arguments, fds), name=name, daemon=True
+        )
+        try:
+            if lost:
+                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+            thread.start()
+        except (OSError, RuntimeError) as error:  # RuntimeError: there can't be more threads
+            reason = getattr(error, "strerror", None) or str(error)
+            _log.error("%s failed: %s", name, reason)
+            self._send((_FAULT, number, "", ConvserveError(f"{name} failed: {reason}")), ())
 
     def _handle(self, number: int, name: str, arguments: Any, fds: list[Descriptor]) -> None:
         try:

@@ -22,7 +22,8 @@ _FIRST_BEAT = 60.0  # seconds that a start may take until the worker reports
 
 
 class WorkerProcess:
-    """Started by the constructor. command: gets --worker-socket FD appended.
+    """Started by the constructor, which raises OSError or RuntimeError if the system has no room
+    for it. command: gets --worker-socket FD appended.
 
     handlers, told: what the worker may call and tell, for Peer. gone: called when it has ended.
     """
@@ -66,7 +67,12 @@ class WorkerProcess:
             gone(self)
 
         self.peer = Peer(ours, handlers(self), told(self), ended)
-        self.peer.start()
+        try:
+            self.peer.start()
+        except RuntimeError:  # there can't be more threads
+            self.process.kill()
+            self.process.wait()
+            raise
 
     def __str__(self) -> str:
         return f"worker {self.number} (process {self.process.pid})"

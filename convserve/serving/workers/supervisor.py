@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import pickle
 import queue
-import resource
 import threading
 import time
 from collections import Counter
@@ -79,9 +78,6 @@ class Supervisor:
 
     def __init__(self, plan: Plan, logs: LogSettings) -> None:
         self._plan, self._logs = plan, logs
-        limit, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-        if limit < most:  # segments and shared memory regions are open files, of workers too
-            resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
         self._address = PortReservation(plan.host, plan.port)
         self.port = self._address.port
         self._events: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
@@ -125,10 +121,9 @@ class Supervisor:
         self._events.put(("stop", None))
 
     def reload(self) -> None:
-        """Take over what has changed in the repository, and open access logs anew, soon."""
-        for worker in self._ready():
-            worker.tell("reopen")
-        self._refresh(settled=False)
+        """Take over what has changed in the repository, and open access logs anew, soon: once all
+        workers serve."""
+        self._events.put(("reload", None))
 
     def _workers(self) -> list[WorkerProcess]:
         return [slot.worker for slot in self._slots if slot.worker is not None]
@@ -144,10 +139,10 @@ class Supervisor:
         Returns the exit status. Raises ConvserveError if the workers can't be started.
         """
         next_look = time.monotonic() + (self._plan.poll_seconds or 0.0)
-        announced = False
+        announced = hung_up = False
         try:
             while True:
-                self._start_due()
+                self._start_due(announced)
                 try:
                     kind, what = self._events.get(timeout=_TICK)
                 except queue.Empty:
@@ -156,11 +151,16 @@ class Supervisor:
                     self._ended(what, announced)
                 elif kind == "failed":
                     self._failed(what[0], what[1], announced)
+                elif kind == "reload":
+                    hung_up = True
                 elif kind == "stop":
                     return self._stop()
                 if not announced and len(self._ready()) == len(self._slots):
                     announced = True
                     started(self._models or [])
+                if announced and hung_up:
+                    hung_up = False
+                    self._refresh(settled=False, reopen=True)
                 self._watch()
                 if announced and self._plan.poll_seconds and time.monotonic() >= next_look:
                     next_look = time.monotonic() + self._plan.poll_seconds
@@ -172,14 +172,21 @@ class Supervisor:
             self._pages.close()
             self._address.close()
 
-    def _start_due(self) -> None:
+    def _start_due(self, announced: bool) -> None:
         now = time.monotonic()
         for number, slot in enumerate(self._slots, 1):
             if slot.due is not None and now >= slot.due:
                 slot.due = None
-                slot.worker = WorkerProcess(
-                    number, self._plan.command, self._handlers, self._told, self._gone
-                )
+                try:
+                    slot.worker = WorkerProcess(
+                        number, self._plan.command, self._handlers, self._told, self._gone
+                    )
+                except (OSError, RuntimeError) as error:
+                    reason = f"cannot start worker {number}: {error}"
+                    if not announced:
+                        raise ConvserveError(reason) from None
+                    delay = slot.ended(now, None, now)
+                    _log.error("%s; tried again in %.1f s", reason, delay)
 
     def _ended(self, worker: WorkerProcess, announced: bool) -> None:
         """Have a worker that has died followed by another one."""
@@ -223,8 +230,7 @@ class Supervisor:
         deadline = time.monotonic() + self._plan.exit_timeout + _GRACE
         left = self._workers()
         for worker in left:
-            if not (worker.ready and worker.tell("drain", self._plan.exit_timeout)):
-                worker.kill("")
+            self._drain(worker)
         drained = [worker for worker in left if worker.ready]
         codes: dict[WorkerProcess, int] = {}
         while len(codes) < len(left):
@@ -239,6 +245,16 @@ class Supervisor:
             if kind == "gone":
                 codes[what] = what.exit_code()
         return int(any(codes[worker] != 0 for worker in drained))
+
+    def _drain(self, worker: WorkerProcess) -> None:
+        def drain() -> None:
+            if not (worker.ready and worker.tell("drain", self._plan.exit_timeout)):
+                worker.kill("")
+
+        try:  # a worker that is stuck may take no news
+            threading.Thread(target=drain, name="drain", daemon=True).start()
+        except RuntimeError:  # there can't be more threads
+            drain()
 
     # What workers call, in threads of their own
 
@@ -314,14 +330,19 @@ class Supervisor:
     def _control(self, name: str, message: bytes) -> Any:
         return self._lead().call("control", name, message)
 
-    def _refresh(self, *, settled: bool) -> None:
+    def _refresh(self, *, settled: bool, reopen: bool = False) -> None:
         def look() -> None:
+            for worker in self._ready() if reopen else ():
+                worker.tell("reopen")
             try:
                 self._lead().call("refresh", settled, self._plan.poll_seconds is None)
             except ConvserveError as error:
                 _log.error("looking at the model repository failed: %s", error)
 
-        threading.Thread(target=look, name="refresh", daemon=True).start()
+        try:
+            threading.Thread(target=look, name="refresh", daemon=True).start()
+        except RuntimeError as error:  # there can't be more threads
+            _log.error("looking at the model repository failed: %s", error)
 
     def _figures(self) -> list[ModelFigures]:
         """The sums over all workers, as of now for those that answer."""

@@ -1,0 +1,17 @@
+"""How many files a server may open: connections, models, segments and shared memory regions are."""
+
+from __future__ import annotations
+
+import resource
+
+__all__ = ["allow_open_files"]
+
+
+def allow_open_files() -> None:
+    """Raise the soft limit to the hard one, for this process and those that it starts.
+
+    The soft one, 1,024 by tradition, is for programs that use select(2), which takes no more.
+    """
+    limit, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if limit != most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
