@@ -16,7 +16,7 @@ from server_process import WAIT, ServerProcess
 from tiny_models import save_tiny
 from worker_crowd import Crowd, value, wait_until
 
-from convserve.errors import ConvserveError
+from convserve.errors import ConvserveError, WorkerGoneError
 from convserve.serving.workers.peer import Peer
 from convserve_client import protocol
 
@@ -121,6 +121,25 @@ def test_a_peer_without_threads_answers_that_it_has_none(monkeypatch):
     assert one.call("ask", timeout=WAIT) == 5
     assert not gone.is_set()
     one.close()
+
+
+def test_a_peer_that_reads_nothing_holds_up_no_call_with_a_timeout():
+    ours, theirs = socket.socketpair()
+    one = Peer(ours, {}, {}, lambda: None)
+    one.start()
+
+    def tell():
+        with pytest.raises(OSError):
+            one.tell("news", bytes(64 << 20))
+
+    large = threading.Thread(target=tell, daemon=True)
+    large.start()
+    wait_until(one._sending.locked)
+    with pytest.raises(WorkerGoneError, match=r"does not answer in 0\.1 s"):
+        one.call("ask", timeout=0.1)
+    one.close()
+    theirs.close()
+    large.join(WAIT)
 
 
 def test_hangups_before_it_is_ready(start_server, root):

@@ -86,7 +86,7 @@ class Peer:
                 raise WorkerGoneError("the process is gone")
             self._waiting[number] = answer
         try:
-            self._send((_CALL, number, name, arguments), fds)
+            self._send((_CALL, number, name, arguments), fds, timeout)
             return answer.result(timeout)
         except NoAnswer:
             raise WorkerGoneError(f"the process does not answer in {timeout:g} s") from None
@@ -108,13 +108,23 @@ class Peer:
         except OSError:
             _log.debug("the other end has closed first")
 
-    def _send(self, message: tuple[int, int, str, Any], fds: Sequence[int]) -> None:
+    def _send(
+        self,
+        message: tuple[int, int, str, Any],
+        fds: Sequence[int],
+        timeout: float | None = None,
+    ) -> None:
         data = pickle.dumps(message)
-        with self._sending:
+        # Something large may be on its way to a process that is stuck.
+        if not self._sending.acquire(timeout=-1 if timeout is None else timeout):
+            raise NoAnswer
+        try:
             self._socket.sendall(_FRAME.pack(len(data), len(fds)))
             self._socket.sendall(data)
             for fd in fds:
                 socket.send_fds(self._socket, [b"f"], [fd])
+        finally:
+            self._sending.release()
 
     def _receive(self) -> tuple[tuple[int, int, str, Any], list[Descriptor], int]:
         """A message, its descriptors, and how many of them this process could not take."""
