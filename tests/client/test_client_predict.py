@@ -14,6 +14,7 @@ import pytest
 
 import convserve_client
 from convserve_client import Client, errors, protocol
+from convserve_client._model import labels_of
 
 
 def rows(server: Any) -> list[int]:
@@ -56,6 +57,9 @@ def test_several_or_named_outputs_are_a_dict(client: Any, server: Any) -> None:
     np.testing.assert_array_equal(both["b"], server.scores_of(x))
     assert list(client.predict(x, model="two", outputs=["b"])) == ["b"]
     assert list(client.predict(x[:0], model="two", outputs=["b"])) == ["b"]
+    server.models["none"] = server.Model(outputs=())
+    with pytest.raises(errors.InvalidRequestError, match="no output in its metadata"):
+        client.predict(x[:0], model="none")
     with pytest.raises(errors.InvalidRequestError, match="at least one output"):
         client.predict(x, outputs=[])
     with pytest.raises(TypeError, match="sequence of names"):
@@ -211,6 +215,14 @@ def test_labels_follow_the_version_that_answered(client: Any, server: Any) -> No
         client.classify(x)
     server.models["toy"] = server.Model(labels=None, version="4")
     assert client.classify(x, top_k=1)[0][0][0] == "0"
+
+
+@pytest.mark.parametrize("text", ["", "[", "{}", "[1]", "NaN", "[" * 100_000])
+def test_labels_that_are_none(text: str) -> None:
+    config = protocol.ModelConfig(name="toy")
+    config.parameters["labels"].string_value = text
+    with pytest.raises(errors.InvalidResponseError, match="not a JSON array of strings"):
+        labels_of(config)
 
 
 def test_messages_stay_below_the_limit(connect: Any, server: Any) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import numpy as np
 import pytest
 
 from convserve_client import Client, errors
+from convserve_client._shared_memory import Region, Regions
 
 SHAPE = (3, 64, 64)  # 48 KiB an image
 SEGMENTS = Path("/dev/shm")
@@ -137,6 +140,28 @@ def test_threads_have_memory_of_their_own(server: Any) -> None:
             thread.join()
     assert wrong == []
     assert server.regions == {}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # forking beside threads
+@pytest.mark.parametrize("ends", ["first", "last"])
+def test_a_forks_child_has_memory_of_its_own(ends: str) -> None:
+    regions, region = Regions(), Region(1 << 16)
+    regions.registered(region)
+    regions.give_back([region])
+    child = os.fork()
+    if child == 0:
+        status = 1
+        with suppress(BaseException):
+            if ends == "first":
+                region._unlink()  # as at the end of a process
+            if regions.take(1, 1) == [] == regions.take_abandoned():
+                regions.close()
+                status = len(regions.take_abandoned())
+        os._exit(status)
+    assert os.waitpid(child, 0)[1] == 0
+    assert (SEGMENTS / region.name).exists()
+    assert regions.take(1, 1) == [region]
+    regions.discard([region])
 
 
 def test_a_server_without_it_says_so(client: Any, server: Any) -> None:

@@ -132,6 +132,11 @@ class ModelInfo:
         """The answer to no images at all."""
         known = {tensor.name: tensor for tensor in self.outputs}
         names = list(known) if outputs is None else outputs
+        if not names:
+            raise InvalidRequestError(
+                f"model {self.name!r} has no output in its metadata, so that the shape of an empty "
+                "answer is not known"
+            )
         unknown = [name for name in names if name not in known]
         if unknown:
             raise InvalidRequestError(
@@ -179,7 +184,7 @@ def labels_of(config: Any | None) -> tuple[str, ...] | None:
     text = config.parameters["labels"].string_value
     try:
         labels = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         labels = None
     if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
         raise InvalidResponseError(

@@ -6,6 +6,7 @@ name. It serves one request at a time: input first, outputs behind it.
 
 from __future__ import annotations
 
+import os
 import threading
 import weakref
 from collections.abc import Sequence
@@ -34,7 +35,8 @@ class Region:
     def __init__(self, size: int) -> None:
         # To a power of two, so that requests of about the same size can follow each other in it.
         self._memory = SharedMemory(create=True, size=1 << max(size - 1, 1).bit_length())
-        self._unlink = weakref.finalize(self, self._memory.unlink)  # also if nobody closes it
+        # Also if nobody closes it, but not by a fork's child, whose parent goes on using it.
+        self._unlink = weakref.finalize(self, _unlink, self._memory, os.getpid())
         self.size = self._memory.size
         self.name = self._memory.name
         self._used = 0
@@ -94,18 +96,33 @@ class Region:
         self._unlink()
 
 
+def _unlink(memory: SharedMemory, owner: int) -> None:
+    if os.getpid() == owner:
+        memory.unlink()
+
+
 class Regions:
     """The regions of one client; safe to use from several threads."""
 
     def __init__(self) -> None:
+        self._begin()
+
+    def _begin(self) -> None:
+        self._process = os.getpid()
         self._lock = threading.Lock()
         self._free: list[Region] = []
         self._registered: set[str] = set()
         self._closed = False
         self.abandoned: list[str] = []  # registered, and of no use any more
 
+    def _leave_to_parent(self) -> None:
+        """In a fork's child, begin anew: both processes would write into the same regions."""
+        if self._process != os.getpid():
+            self._begin()
+
     def take(self, count: int, size: int) -> list[Region]:
         """Up to `count` free regions of at least `size` bytes, the smallest first."""
+        self._leave_to_parent()
         with self._lock:
             fitting = sorted((r for r in self._free if r.size >= size), key=lambda r: r.size)[
                 :count
@@ -143,12 +160,14 @@ class Regions:
 
     def take_abandoned(self) -> list[str]:
         """The names to unregister, once."""
+        self._leave_to_parent()
         with self._lock:
             names, self.abandoned = self.abandoned, []
         return names
 
     def close(self) -> None:
         """Discard all that is free, now and from now on."""
+        self._leave_to_parent()
         with self._lock:
             self._closed = True
         self.forget()
