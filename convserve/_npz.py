@@ -7,6 +7,7 @@ that the caller expects, before any memory is taken for it. Faults are `NpzFault
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import secrets
@@ -30,9 +31,9 @@ __all__ = [
     "Reader",
     "atomic_file",
     "holds",
-    "leftovers",
     "open_regular",
     "reading",
+    "remove_leftovers",
     "write",
 ]
 
@@ -169,6 +170,8 @@ def atomic_file(path: Path, ready: Callable[[], object] = lambda: None) -> Itera
     temporary = path.parent / f".{_stem(path)}.{secrets.token_hex(8)}.tmp"
     try:
         with temporary.open("xb") as file:
+            with suppress(OSError):  # some network file systems have no locks
+                fcntl.flock(file, fcntl.LOCK_EX)
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -179,10 +182,18 @@ def atomic_file(path: Path, ready: Callable[[], object] = lambda: None) -> Itera
         raise
 
 
-def leftovers(path: Path) -> list[Path]:
-    """What writers of `path` that were killed have left beside it."""
+def remove_leftovers(path: Path) -> None:
+    """Remove what writers of `path` that were killed have left beside it, if that can be done.
+
+    What another process is writing is locked, and stays.
+    """
     pattern = re.compile(rf"\.{re.escape(_stem(path))}\.[0-9a-f]{{16}}\.tmp")
-    return [other for other in path.parent.iterdir() if pattern.fullmatch(other.name)]
+    with suppress(OSError):
+        for other in path.parent.iterdir():
+            if pattern.fullmatch(other.name):
+                with suppress(OSError), other.open("rb") as file:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    other.unlink()
 
 
 def _stem(path: Path) -> str:

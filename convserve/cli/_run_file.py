@@ -15,7 +15,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from convserve._npz import atomic_file
+from convserve._npz import atomic_file, remove_leftovers
 from convserve.cli._toml_values import toml_values
 from convserve.datasets.base import as_text
 from convserve.errors import ModelFileError
@@ -153,6 +153,7 @@ class RunFiles:
         try:
             if path.exists() and path.read_text(encoding="utf-8") == self._text:
                 return
+            remove_leftovers(path)
             with atomic_file(path) as file:
                 file.write(self._text.encode())
         except (OSError, ValueError) as error:

@@ -17,14 +17,14 @@ from typing import Any
 
 import numpy as np
 
-from convserve._npz import FAULTS, NpzFault, Reader, leftovers, reading, write
+from convserve._npz import FAULTS, NpzFault, Reader, reading, write
 from convserve.datasets import Dataset
 from convserve.errors import CheckpointError
 from convserve.graph import Graph
 from convserve.training.config import TrainConfig
 from convserve.training.step import Array
 
-__all__ = ["ENTRY", "earlier", "identity", "is_unfinished", "read", "save", "tidy"]
+__all__ = ["ENTRY", "earlier", "identity", "is_unfinished", "read", "save"]
 
 ENTRY = "__checkpoint__"
 FORMAT_VERSION = 2  # 2 brought checkpoints within an epoch
@@ -125,12 +125,6 @@ def earlier(path: Path) -> Path:
         if not os.path.lexists(other):
             break
     return other
-
-
-def tidy(path: Path) -> None:
-    """Remove what a run that was killed while it wrote this checkpoint has left beside it."""
-    for leftover in leftovers(path):
-        leftover.unlink(missing_ok=True)
 
 
 def _document(reader: Reader) -> dict[str, Any]:

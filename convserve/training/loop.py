@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from convserve import kernels, model_file
+from convserve._npz import remove_leftovers
 from convserve.datasets import Dataset, Split
 from convserve.errors import (
     CheckpointError,
@@ -144,6 +145,7 @@ class _Run:
             raise CheckpointError(f"{out}: the model and the checkpoint can't be the same file")
         self.graph, self.dataset, self.config = graph, dataset, config
         self.progress, self.stop, self.every = progress, stop, every
+        self.written = [path for path in (out, checkpoint_path) if path is not None]
         self.exporter = Exporter(graph, dataset, config, out, provenance)
         self.batches = Batches(
             dataset.train,
@@ -179,8 +181,8 @@ class _Run:
     def go(self) -> TrainResult:
         start = time.monotonic()
         state, images = self.state, self.images_per_epoch
-        if self.checkpoint is not None:
-            self.checkpoint.tidy()
+        for path in self.written:
+            remove_leftovers(path)
         self.progress.run_started(self.config.epochs, images, len(state.history))
         self.every.restart()
         while state.epoch <= self.config.epochs and not state.waited(self.config.patience):

@@ -76,7 +76,3 @@ class RunCheckpoint:
             self.path.replace(kept)
         except OSError as error:
             raise CheckpointError(f"{self.path}: can't be set aside: {error}") from error
-
-    def tidy(self) -> None:
-        """Remove what a run that was killed while it wrote the file has left beside it."""
-        checkpoint.tidy(self.path)

@@ -225,3 +225,10 @@ def test_a_place_for_the_options_is_looked_for_before_training(data, tmp_path, c
     streams = capsys.readouterr()
     assert "m.run.toml: it exists and is not a regular file" in streams.err
     assert "epoch" not in streams.out
+
+
+def test_what_a_killed_run_has_half_written_goes(tmp_path, data):
+    for name in ("m.npz", "m.checkpoint.npz", "m.run.toml", "m.checkpoint.run.toml"):
+        (tmp_path / f".{name}.{'0a' * 8}.tmp").write_bytes(b"half")
+    assert train(*SMALL, "--data", data, "--epochs", 1, "--out", tmp_path / "m.npz") == 0
+    assert names(tmp_path) == ["m.npz", "m.run.toml"]
