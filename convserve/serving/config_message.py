@@ -20,6 +20,12 @@ __all__ = ["PLATFORM", "fill", "tables"]
 
 PLATFORM = "convserve"
 _LAYER_OUTPUTS, _THREADS = "layer_outputs", "instance_threads"
+# A level's policy in JSON leaves out what is zero, which is not what the default policy says.
+_ZEROS = {
+    "timeout_action": "REJECT",
+    "default_timeout_microseconds": 0,
+    "allow_timeout_override": False,
+}
 # What Triton's message has and convserve nothing for, by the field that it is in.
 _ABSENT = {
     "": ("cc_model_filenames", "metric_tags", "runtime"),
@@ -161,7 +167,11 @@ def _check_absent(field: str, found: Mapping[str, Any]) -> None:
 
 def _batching(found: Mapping[str, Any]) -> dict[str, Any]:
     _check_absent("dynamic_batching.", found)
-    return {key: value for key, value in found.items() if key not in _ABSENT["dynamic_batching."]}
+    result = {key: value for key, value in found.items() if key not in _ABSENT["dynamic_batching."]}
+    levels = "priority_queue_policy"
+    if levels in result:
+        result[levels] = {name: {**_ZEROS, **policy} for name, policy in result[levels].items()}
+    return result
 
 
 def _instances(found: Mapping[str, Any], name: str) -> dict[str, Any]:

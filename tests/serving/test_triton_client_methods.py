@@ -204,6 +204,34 @@ def test_a_config_given_to_load(client):
     assert not client.is_model_ready("m", "1")
 
 
+def test_the_policy_of_a_level_comes_back_as_it_was(client, root):
+    """JSON leaves out what is zero: REJECT, no timeout, no override."""
+    path = root / "m" / "config.toml"
+    path.write_text("""
+        [dynamic_batching]
+        priority_levels = 2
+        default_priority_level = 1
+        [dynamic_batching.default_queue_policy]
+        timeout_action = "DELAY"
+        default_timeout_microseconds = 5
+        allow_timeout_override = true
+        max_queue_size = 9
+        [dynamic_batching.priority_queue_policy.2]
+        timeout_action = "REJECT"
+        default_timeout_microseconds = 0
+        allow_timeout_override = false
+        """)
+    try:
+        client.load_model("m")
+        config = client.get_model_config("m", as_json=True)["config"]
+        assert config["dynamic_batching"]["priority_queue_policy"] == {"2": {"max_queue_size": 9}}
+        client.load_model("m", config=json.dumps(config))
+        assert client.get_model_config("m", as_json=True)["config"] == config
+    finally:
+        path.unlink()
+        client.load_model("m")
+
+
 def test_files_given_to_load(client, tmp_path):
     data = save_tiny(tmp_path / "sent.npz", 50).read_bytes()
     client.load_model("m", config="{}", files={"file:5/model.npz": data})
