@@ -89,7 +89,10 @@ def _table(kind: type[T], tables: object, where: str) -> T:
     try:
         return kind(**values)
     except ConfigError as error:
-        raise ConfigError(f"{where}.{error}" if where else str(error)) from None
+        fault = str(error)
+        begins_with_key = fault.split()[0].split(".")[0] in known
+        joint = "" if not where else "." if begins_with_key else ": "
+        raise ConfigError(f"{where}{joint}{fault}") from None
 
 
 def _with_inherited_policies(tables: Mapping[str, Any]) -> Mapping[str, Any]:
