@@ -107,7 +107,10 @@ def test_a_file_goes_over_defaults_key_by_key():
         ),
         ("[dynamic_batching.priority_queue_policy.1]", "has the level 1, priority_levels is 0"),
         ("[dynamic_batching.priority_queue_policy.x]", "must be a whole number, got 'x'"),
-        ("[version_policy.all]\n[version_policy.latest]", "version_policy: only one of ['latest', 'all']"),
+        (
+            "[version_policy.all]\n[version_policy.latest]",
+            "version_policy: only one of ['latest', 'all']",
+        ),
         ("[version_policy.specific]", "version_policy.specific.versions must name at least one"),
         ("[[model_warmup]]\nbatch_size = 65", "model_warmup.batch_size 65 is more than"),
         ("[[model_warmup]]\n[model_warmup.inputs.x]", "inputs.x: give exactly one of zero_data"),
