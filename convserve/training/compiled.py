@@ -35,9 +35,10 @@ class CompiledStep(OwnedState):
     """A `TrainStep` for graphs whose trained layers it all knows (`supports`).
 
     params: float32 arrays by "<layer>.<param>"; copied. Memory is made for the largest batch so far
-    and used again. Layers that the optimiser does not update get no gradients. Raises ShapeError if
-    the graph has several outputs, one that is not a row of scores, or a layer that it does not
-    know.
+    and used again; batch: for so many images at least. What threads share is decided then, and with
+    it the order of some sums: with `batch` a smaller one has the same bits whatever came before.
+    Layers that the optimiser does not update get no gradients. Raises ShapeError if the graph has
+    several outputs, one that is not a row of scores, or a layer that it does not know.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class CompiledStep(OwnedState):
         optimiser: Optimiser,
         *,
         seed: int = 0,
+        batch: int = 0,
     ) -> None:
         network = trained_network(graph)
         for node in network.trained.values():
@@ -69,7 +71,7 @@ class CompiledStep(OwnedState):
             }
         )
         self._trainer: Trainer | None = None
-        self._batch = self._dropouts = 0
+        self._batch, self._dropouts = batch, 0
 
     @staticmethod
     def supports(graph: Graph) -> bool:
@@ -92,7 +94,7 @@ class CompiledStep(OwnedState):
     def _run(self, x: Array, targets: Array) -> StepResult:
         if self._trainer is None or len(x) > self._batch:
             self._trainer = None  # first give back what the smaller one held
-            self._trainer = self._build(len(x))
+            self._trainer = self._build(max(len(x), self._batch))
         keys = step_keys(self._seed, self._steps, self._dropouts)
         x, targets = np.ascontiguousarray(x), np.ascontiguousarray(targets)
         return StepResult(*self._trainer.run(x, targets, keys, kernels.num_threads()))

@@ -43,6 +43,7 @@ from convserve.training.export import Exporter, check_replaceable, check_writabl
 from convserve.training.layerwise import LayerwiseStep
 from convserve.training.loss import class_weights
 from convserve.training.make_optimiser import make_optimiser
+from convserve.training.optimisers import Optimiser
 from convserve.training.progress import EpochRecord, Progress, TrainResult
 from convserve.training.run_checkpoint import RunCheckpoint
 from convserve.training.schedules import make_schedule
@@ -157,14 +158,10 @@ class _Run:
         self.steps_per_epoch = len(self.batches)
         self.schedule = make_schedule(config, self.steps_per_epoch)
         start = init or Start.fresh(graph, dataset, config)
-        self.step: TrainStep = _step_class(graph, config)(
-            graph,
-            start.params,
-            make_optimiser(
-                config, graph, lambda epochs: make_schedule(config, self.steps_per_epoch, epochs)
-            ),
-            seed=config.seed,
+        optimiser = make_optimiser(
+            config, graph, lambda epochs: make_schedule(config, self.steps_per_epoch, epochs)
         )
+        self.step = _make_step(graph, start.params, optimiser, config)
         self.averages = Averages(self.step.params, config, config.epochs * self.steps_per_epoch)
         self.state = RunState()
         self.best: dict[str, Array] = {}
@@ -307,10 +304,14 @@ class _Run:
         )
 
 
-def _step_class(graph: Graph, config: TrainConfig) -> type[CompiledStep] | type[LayerwiseStep]:
-    if config.step == "auto":
-        return CompiledStep if CompiledStep.supports(graph) else LayerwiseStep
-    return CompiledStep if config.step == "compiled" else LayerwiseStep
+def _make_step(
+    graph: Graph, params: Mapping[str, Array], optimiser: Optimiser, config: TrainConfig
+) -> TrainStep:
+    compiled = config.step == "compiled"
+    if compiled or (config.step == "auto" and CompiledStep.supports(graph)):
+        # A run may be resumed at the last batch of an epoch, which can be smaller.
+        return CompiledStep(graph, params, optimiser, seed=config.seed, batch=config.batch_size)
+    return LayerwiseStep(graph, params, optimiser, seed=config.seed)
 
 
 def _check_fit(graph: Graph, dataset: Dataset, config: TrainConfig) -> None:

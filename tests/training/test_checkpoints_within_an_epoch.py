@@ -10,7 +10,7 @@ from convserve._npz import atomic_file
 from convserve.datasets.base import Split, build
 from convserve.errors import TrainingError, TrainingStoppedError
 from convserve.graph import Graph
-from convserve.training import Group, Progress, train
+from convserve.training import CompiledStep, Group, Progress, train
 from convserve.training.every import Every
 
 SETTINGS = {
@@ -157,6 +157,22 @@ def test_checkpoints_every_few_steps_resume_without_a_stop(whole, tmp_path):
     # 4 steps into the epoch, then its end at 6 (which begins the count anew).
     assert count.steps == 3 * STEPS - STEPS
     assert same_arrays(state, whole[1])
+
+
+def test_a_run_that_goes_on_with_a_small_batch_is_built_for_large_ones(tmp_path, monkeypatch):
+    state, built, build_ = tmp_path / "state.npz", [], CompiledStep._build
+
+    def spy(self, batch):
+        built.append(batch)
+        return build_(self, batch)
+
+    monkeypatch.setattr(CompiledStep, "_build", spy)
+    settings = {**SETTINGS, "batch_size": 20, "checkpoint": state}  # 96 images: 16 are the last
+    count = Count()
+    with pytest.raises(TrainingStoppedError):
+        train(small_net(), made_data(), progress=count, stop=lambda: count.steps == 4, **settings)
+    train(small_net(), made_data(), resume=True, **settings)
+    assert built == [20, 20]
 
 
 def test_leftovers_of_killed_writers_are_removed(tmp_path):

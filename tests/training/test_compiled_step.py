@@ -296,6 +296,17 @@ def test_images_or_filters_whatever_threads_share_the_bits_are_the_same():
     assert found[0] == found[1]
 
 
+def test_a_step_for_many_images_shares_out_few_as_it_does_many():
+    graph = wide()
+    few, many = batches(graph, (5, 140), CLASSES)
+    kinds = []
+    for first, batch in ((many, 0), (few, 140), (few, 0)):
+        step = CompiledStep(graph, graph.initialise(0), SGD(), batch=batch)
+        step.gradients(*first)
+        kinds.append(Counter(step._trainer.kinds))
+    assert kinds[0] == kinds[1] != kinds[2]
+
+
 @pytest.mark.parametrize("make_optimiser", [SGD, Adam])
 def test_state_continues_bit_for_bit_whatever_batch_came_first(make_optimiser):
     graph = dag()
