@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 
@@ -20,6 +21,8 @@ class _Processes(Collector):
 
     def __init__(self, pids: Callable[[], Iterable[int]]) -> None:
         self._pids = pids
+        self._lock = threading.Lock()
+        self._most = 0.0  # seconds of processor time that were said
 
     def collect(self) -> Iterator[Metric]:
         sums: dict[str, Metric] = {}
@@ -37,6 +40,8 @@ class _Processes(Collector):
         if cpu is not None:  # a counter: those that have ended count on
             ended = resource.getrusage(resource.RUSAGE_CHILDREN)
             total = cpu.samples[0].value + ended.ru_utime + ended.ru_stime
+            with self._lock:  # a process that is just ending may be in neither sum
+                total = self._most = max(self._most, total)
             cpu.samples[0] = cpu.samples[0]._replace(value=total)
         yield from sums.values()
 

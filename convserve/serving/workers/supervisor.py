@@ -29,7 +29,8 @@ _TICK = 0.1  # seconds between two looks at the workers
 _ACCOUNT_TIMEOUT = 1.0
 _START_ATTEMPTS = 3  # of a worker that never gets ready
 _HEALTHY = 10.0  # seconds of serving after which earlier deaths are forgotten
-_FIRST_DELAY, _MAX_DELAY = 0.5, 30.0  # between starts, from the second restart in a row on
+_FIRST_DELAY = 0.5  # seconds between starts, from the second restart in a row on
+_MAX_DELAY = 2.0, 30.0  # of a worker that has served, and of one that has not
 _GRACE = 3.0  # for a worker to end after its exit timeout
 
 
@@ -53,6 +54,7 @@ class _Slot:
     def __init__(self) -> None:
         self.worker: WorkerProcess | None = None
         self.failures = 0  # in a row
+        self.attempts = 0  # those of them since a worker has last got ready
         self.due: float | None = 0.0  # when to start a worker
 
     def ended(self, started: float, ready_since: float | None, now: float) -> float:
@@ -61,9 +63,11 @@ class _Slot:
         if ready_since is not None and now - ready_since > _HEALTHY:
             self.failures = 0
         self.worker, self.failures = None, self.failures + 1
+        self.attempts = 0 if ready_since is not None else self.attempts + 1
         between = 0.0
         if self.failures > 1:
-            between = min(_FIRST_DELAY * 2.0 ** (self.failures - 2), _MAX_DELAY)
+            between = _FIRST_DELAY * 2.0 ** (self.failures - 2)
+            between = min(between, _MAX_DELAY[ready_since is None])
         self.due = max(now, started + between)
         return self.due - now
 
@@ -193,10 +197,9 @@ class Supervisor:
         slot = self._slots[worker.number - 1]
         how = worker.ending()
         delay = slot.ended(worker.started, worker.ready_since, time.monotonic())
-        never_ready = slot.failures >= _START_ATTEMPTS and worker.ready_since is None
-        if never_ready and not (announced and self._ready()):
+        if slot.attempts >= _START_ATTEMPTS and not (announced and self._ready()):
             raise ConvserveError(
-                f"worker {worker.number} did not get ready in {slot.failures} attempts; the last "
+                f"worker {worker.number} did not get ready in {slot.attempts} attempts; the last "
                 f"one ended with {how}"
             )
         reason = how.partition(":")[0]
