@@ -37,6 +37,7 @@ _CHANNEL = (
     ("grpc.max_receive_message_length", -1),
     ("grpc.enable_retries", 0),  # an error is to be seen
 )
+FIRST_TIMEOUT = 30.0  # seconds of the first call of a connection, which is not measured
 
 
 @dataclass(frozen=True)
@@ -112,9 +113,10 @@ def _array(tensor: Any, payload: Payload, seed: int) -> np.ndarray[Any, Any]:
 
 def _run(calls: list[Any], data: bytes, load: Load, metadata: Metadata) -> Outcome:
     send = {"timeout": load.timeout, "metadata": metadata or None}
+    patient = {**send, "timeout": max(load.timeout, FIRST_TIMEOUT)}
     for call in calls:  # connects, and says what is wrong with such requests
         try:
-            call(data, **send)
+            call(data, **patient)
         except grpc.RpcError as error:
             raise ConvserveError(f"{error.code().name}: {error.details()}") from None
     if load.rate is None:

@@ -34,9 +34,13 @@ def _check_options(measured: str) -> None:
     context = click.get_current_context()
     useless = set[str]().union(*_OPTIONS.values()) - _OPTIONS[measured]
     for option in context.command.params:
-        name = option.name or ""
-        if name in useless and context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+        if option.name in useless and _is_given(option.name):
             raise click.UsageError(f"{option.opts[0]} does not go with {measured}")
+
+
+def _is_given(name: str) -> bool:
+    source = click.get_current_context().get_parameter_source(name)
+    return source is ParameterSource.COMMANDLINE
 
 
 def _counts(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, ...]:
@@ -206,6 +210,10 @@ def command(
     _check_options("--server")
     if rate is not None and concurrency:
         raise click.UsageError("give one of --rate and --concurrency")
+    if rate is None and _is_given("arrivals"):
+        raise click.UsageError("--arrivals goes with --rate")
+    if images and _is_given("dtype"):
+        raise click.UsageError("give one of --image and --dtype")
     from convserve.cli._server_bench import Load, Payload, measure_server
 
     assert server is not None

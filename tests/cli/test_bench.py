@@ -14,6 +14,8 @@ from convserve.cli import cli
 from convserve.cli._child_server import child_server
 from convserve.cli._common import run
 from convserve.cli._layer_bench import SHAPES, read_shapes
+from convserve.cli._load import Limits
+from convserve.cli._server_bench import FIRST_TIMEOUT, Load, _run
 from convserve.cli._timing import Timing, measure
 from convserve.model_file import ModelFile, save
 
@@ -90,6 +92,17 @@ def test_a_request_that_the_server_refuses(
     assert "INVALID_ARGUMENT: " in capsys.readouterr().err
 
 
+def test_the_timeout_is_not_that_of_connecting() -> None:
+    timeouts: list[float] = []
+
+    def call(data: bytes, *, timeout: float, metadata: object) -> bytes:
+        timeouts.append(timeout)
+        return data
+
+    _run([call], b"", Load(Limits(60, 2, 0), timeout=0.001), [])
+    assert timeouts == [FIRST_TIMEOUT, 0.001, 0.001]
+
+
 def test_layers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shapes = tmp_path / "shapes.txt"
     shapes.write_text("# comment\n\nnet 32 8 8 32 3 1 1  # a layer\nnet 16 9 9 16 3 2 1\n")
@@ -157,6 +170,8 @@ def test_wrong_usage(arguments: list[str]) -> None:
         ("m.npz --tune --batch 1", "--batch does not go with --tune"),
         ("--layers --batch 1", "--batch does not go with --layers"),
         (f"--server localhost:1 --shapes {SHAPES}", "--shapes does not go with --server"),
+        ("--server localhost:1 --arrivals uniform", "--arrivals goes with --rate"),
+        (f"--server localhost:1 --image {SHAPES} --dtype uint8", "one of --image and --dtype"),
     ],
 )
 def test_options_that_would_do_nothing(
