@@ -81,8 +81,9 @@ def to_pixels(
     (checked before anything is decoded or resized), TypeError for another type or dtype.
     """
     if isinstance(image, np.ndarray):
+        _check_array(image)
         ready = (preprocessing.channels, preprocessing.height, preprocessing.width)
-        if image.dtype == np.uint8 and image.shape == ready and ready[2] not in (1, 3, 4):
+        if image.shape == ready and ready[2] not in (1, 3, 4):
             return np.ascontiguousarray(image)
         picture, name = _from_array(image), "array"
     elif isinstance(image, (bytes, bytearray, memoryview)):
@@ -369,11 +370,16 @@ def _from_wide(picture: Image.Image) -> Image.Image:
     return Image.fromarray(values.clip(0, 255, out=values).astype(np.uint8))
 
 
+def _check_array(array: NDArray[Any]) -> None:
+    if isinstance(array, np.ma.MaskedArray):
+        raise TypeError("an image array must not be a masked array; fill it with .filled(value)")
+    if array.dtype != np.uint8:
+        raise TypeError(f"an image array must be uint8 (0-255), got {array.dtype}")
+
+
 def _from_array(array: NDArray[Any]) -> Image.Image:
     from PIL import Image
 
-    if array.dtype != np.uint8:
-        raise TypeError(f"an image array must be uint8 (0-255), got {array.dtype}")
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]
     if not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))):

@@ -244,6 +244,8 @@ class Model:
     def _checked(self, x: Any, what: str, shape: Shape) -> Input:
         if not isinstance(x, np.ndarray):
             raise TypeError(f"{what} must be a numpy array, got {type(x).__name__}")
+        if isinstance(x, np.ma.MaskedArray):  # what the mask hides would be computed on
+            raise TypeError(f"{what} must not be a masked array; fill it with .filled(value)")
         if x.dtype not in (np.float32, np.uint8):
             raise TypeError(
                 f"{what} must be float32 (normalised) or uint8 (raw pixels), got {x.dtype}; "

@@ -89,6 +89,7 @@ def test_layers_by_name(model, pixels):
     ("x", "error", "message"),
     [
         ([[1.0]], TypeError, "numpy array, got list"),
+        (np.ma.zeros((1, 1, 28, 28), np.float32), TypeError, "must not be a masked array"),
         (np.zeros((1, 1, 28, 28)), TypeError, "float32 .* or uint8 .* float64"),
         (np.zeros((1, 28, 28), np.float32), ShapeError, r"\[N, 1, 28, 28\].*give x\[None\]"),
         (np.zeros((2, 1, 28, 29), np.float32), ShapeError, r"got \[2, 1, 28, 29\]"),

@@ -218,6 +218,12 @@ def test_wrong_types(image: object) -> None:
         to_pixels(image, RGB)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("shape", [(12, 20), (3, 12, 20)])
+def test_masked_arrays(shape: tuple[int, ...]) -> None:
+    with pytest.raises(TypeError, match="must not be a masked array"):
+        to_pixels(np.ma.zeros(shape, np.uint8), RGB)
+
+
 def test_files_that_are_none(tmp_path: Path) -> None:
     (tmp_path / "empty.png").touch()
     (tmp_path / "text.png").write_text("not an image at all, though it has the name of one")
