@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -12,6 +13,7 @@ from typing import Any
 from convserve import __version__, model_file
 from convserve._npz import holds
 from convserve.datasets import Dataset
+from convserve.errors import TrainingError
 from convserve.graph import Graph
 from convserve.model_file import ModelFile
 from convserve.training.config import TrainConfig
@@ -22,7 +24,10 @@ __all__ = ["Exporter", "check_replaceable", "check_writable"]
 
 
 class Exporter:
-    """Makes models of a run's parameters, and writes them to `out` (None: nowhere)."""
+    """Makes models of a run's parameters, and writes them to `out` (None: nowhere).
+
+    Raises TrainingError for a provenance that is no JSON: a run that ends so has trained in vain.
+    """
 
     def __init__(
         self,
@@ -34,6 +39,10 @@ class Exporter:
     ) -> None:
         self._graph, self._dataset, self._config = graph, dataset, config
         self._out, self._provenance = out, provenance
+        try:
+            json.dumps(dict(provenance), allow_nan=False, ensure_ascii=False).encode()
+        except (TypeError, ValueError, RecursionError) as error:
+            raise TrainingError(f"provenance must be JSON values: {error}") from error
 
     def write(
         self, params: Mapping[str, Array], record: EpochRecord, test: float | None = None

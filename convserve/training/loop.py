@@ -95,6 +95,10 @@ def train(
     """
     if config is not None and options:
         raise TypeError(f"give config or settings, not both: {', '.join(options)}")
+    if not isinstance(graph, Graph):
+        raise TypeError(f"graph must be a convserve.Graph, not {graph!r:.80}")
+    if not isinstance(dataset, Dataset):
+        raise TypeError(f"dataset must be a Dataset, of datasets.load(…), not {dataset!r:.80}")
     run = _Run(
         graph,
         dataset,

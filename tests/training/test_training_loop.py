@@ -344,7 +344,21 @@ def test_graph_data_and_settings_must_fit():
         train(g, data)
     with pytest.raises(TrainingError, match="batch_size 500 is more than the 120"):
         train(small_net(), data, batch_size=500)
+    with pytest.raises(TypeError, match=r"graph must be a convserve\.Graph, not 'lenet'"):
+        train("lenet", data)
+    with pytest.raises(TypeError, match=r"must be a Dataset, of datasets.load\(…\), not 'npz:a'"):
+        train(small_net(), "npz:a")
     with pytest.raises(TypeError, match="config or settings, not both: epochs"):
         train(small_net(), data, TrainConfig(), epochs=3)
     with pytest.raises(TypeError, match="learning_rate"):
         train(small_net(), data, learning_rate=3)
+
+
+@pytest.mark.parametrize("value", [object(), float("nan"), "\udc80", {1, 2}])
+def test_a_provenance_that_is_no_json_is_refused_before_training(value):
+    class Started(Progress):
+        def run_started(self, epochs, images, done):
+            raise AssertionError("it trains")
+
+    with pytest.raises(TrainingError, match="provenance must be JSON values: "):
+        train(small_net(), made_data(), progress=Started(), provenance={"why": value})
