@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, cast
 
@@ -129,6 +130,19 @@ def test_the_server_is_told_the_deadline(connect: Any, server: Any) -> None:
     patient = connect(server.address, timeout=None)
     patient.server_live()
     assert server.deadlines[-1] is None or server.deadlines[-1] > 1e6
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.int64, Fraction])
+def test_times_of_other_kinds_of_numbers(connect: Any, server: Any, kind: Any) -> None:
+    options = {"timeout": kind(8), "connect_timeout": kind(7), "keepalive": kind(60)}
+    client = connect(server.address, **options)
+    client.predict(server.images(1), queue_timeout=kind(2))
+    assert server.requests[-1].parameters["timeout"].int64_param == 2_000_000
+    client.server_live(timeout=kind(9))
+    assert all(4 < left < 9.1 for left in server.deadlines)
+    # float32 can't tell the seconds of a machine that has run for years
+    with Client(server.address, **options) as plain:
+        assert type(plain._limit(None)) is type(plain._limit(kind(9))) is float
 
 
 def test_grpc_does_not_hedge(server: Any) -> None:

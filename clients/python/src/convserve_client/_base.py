@@ -99,7 +99,8 @@ class ClientBase:
     def _limit(self, timeout: float | None) -> float | None:
         """Seconds for a call: `timeout`, or the client's own where that is None."""
         check_timeout(timeout)
-        return self._options.timeout if timeout is None else timeout
+        limit = self._options.timeout if timeout is None else timeout
+        return None if limit is None else float(limit)
 
     def _remaining(self, timeout: float | None) -> Remaining:
         """A countdown that starts now."""

@@ -145,7 +145,7 @@ class Options:
         """
         if self.hedge_after is None:
             return None
-        return Hedging(self.hedge_after, self.retry_budget, 3 if self.balanced else 2)
+        return Hedging(float(self.hedge_after), self.retry_budget, 3 if self.balanced else 2)
 
     def again(self) -> list[Options]:
         """Of the channels for further attempts: one a server, or a second one to the only server.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from numbers import Real
 from typing import Any
 
 MAX_SECONDS = 1e9  # 31 years; gRPC's deadlines end after some more
@@ -21,8 +22,11 @@ def check_seconds(
     least: float = math.ulp(0),
     most: float = MAX_SECONDS,
 ) -> None:
-    """Raises unless `value` is a number of seconds from `least` to `most`."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    """Raises unless `value` is a number of seconds from `least` to `most`, NumPy's included.
+
+    What is added to a time must be made a float: float32 does not hold the time to a second.
+    """
+    if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a number of seconds, got {_shown(value)}")
     if not least <= value < math.inf:
         raise ValueError(f"{name} must be {allowed}, got {value}")
