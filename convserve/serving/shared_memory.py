@@ -58,6 +58,10 @@ class Region:
                 f"{byte_size} at offset {offset}"
             )
 
+    def is_removed(self) -> bool:
+        """Whether its key is gone, so that nobody can open it any more."""
+        return os.fstat(self.file).st_nlink == 0
+
     def read(self, offset: int, size: int) -> bytearray:
         """`size` bytes from `offset` of the region on."""
         self.check(offset, size)
@@ -123,8 +127,18 @@ class Regions:
             if name in self._regions:
                 raise AlreadyExistsError(f"shared memory region '{name[:64]}' already in manager")
             if len(self._regions) >= MAX_REGIONS:
-                raise InvalidRequestError(f"more than {MAX_REGIONS} shared memory regions")
+                self._forget_removed()
+            if len(self._regions) >= MAX_REGIONS:
+                raise InvalidRequestError(
+                    f"more than {MAX_REGIONS} shared memory regions: unregister some"
+                )
             self._regions[name] = region
+
+    def _forget_removed(self) -> None:
+        """Forget what callers have left behind that were killed before they could unregister it."""
+        self._regions = {
+            name: region for name, region in self._regions.items() if not region.is_removed()
+        }
 
     def get(self, name: str) -> Region:
         """The region, which stays usable for whoever has got it."""
