@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean, stdev
@@ -30,7 +32,7 @@ from convserve.cli._training_options import data_options, setting_options
 from convserve.datasets import Dataset
 from convserve.datasets.base import as_text
 from convserve.engine.model import Model
-from convserve.errors import TrainingStoppedError
+from convserve.errors import ModelFileError, TrainingStoppedError
 from convserve.graph import architectures
 from convserve.model_file import ModelFile
 from convserve.training import TrainConfig, TrainResult, train
@@ -48,6 +50,16 @@ OF_A_FRESH_NETWORK: dict[str, Any] = {
     "arch_options": (),
     "initialisation": FRESH.initialisation,
     "whiten": FRESH.whiten,
+}
+# In what the runs of several seeds may differ, and be compared.
+OF_NO_ACCOUNT = {
+    "out",
+    "report",
+    "report_images",
+    "checkpoint",
+    "checkpoint_every",
+    "cache",
+    "no_cache",
 }
 
 
@@ -188,6 +200,7 @@ def _train_all(ctx: click.Context, jobs: list[_Job], stop: StopSignals) -> list[
             click.echo(f"seed {job.config.seed}")
             if job.options["resume"] and not job.checkpoint.exists() and job.out.exists():
                 told = model_file.load(job.out).provenance
+                _check_same(job, told, _said(ctx, job))
                 click.echo(printable(f"{job.out} is done"))
                 results.append(
                     {"test": told.get("test_accuracy"), "validation": told["validation_accuracy"]}
@@ -248,20 +261,7 @@ def _train(
         job.report.decode(data.preprocessing)
     if not options["resume"]:
         tell_of_checkpoint(job.checkpoint)
-    report = None if job.report is None else job.report.folder
-    config = job.config
-    said = effective(
-        ctx,
-        out=job.out,
-        seed=config.seed,
-        seeds=1,
-        lr=config.lr,
-        clip=config.clip,
-        report=report,
-    )
-    if init is not None:
-        for name in OF_A_FRESH_NETWORK:
-            said.pop(name, None)
+    said = _said(ctx, job)
     files = RunFiles(job.out, job.checkpoint, to_toml(said, _command_line(ctx)))
     try:
         classes = len(data.labels)
@@ -297,6 +297,38 @@ def _train(
     finally:
         _report(job, result)
     return result
+
+
+def _said(ctx: click.Context, job: _Job) -> dict[str, Any]:
+    """All options of the job as they count, JSON values."""
+    config = job.config
+    said = effective(
+        ctx,
+        out=job.out,
+        seed=config.seed,
+        seeds=1,
+        lr=config.lr,
+        clip=config.clip,
+        report=None if job.report is None else job.report.folder,
+    )
+    if job.options["init"] is not None:
+        for name in OF_A_FRESH_NETWORK:
+            said.pop(name, None)
+    return said
+
+
+def _check_same(job: _Job, told: Mapping[str, Any], said: Mapping[str, Any]) -> None:
+    """ModelFileError if the seed's model is of other settings: its accuracy is no mean's part."""
+    was, now = told.get("options"), json.loads(json.dumps(said))
+    if not isinstance(was, dict):
+        raise ModelFileError(f"{job.out}: is no model of `train`, and is in the way of this seed")
+    names = sorted((was.keys() | now.keys()) - OF_NO_ACCOUNT)
+    other = [name for name in names if was.get(name) != now.get(name)]
+    if other:
+        raise ModelFileError(
+            f"{job.out}: was trained with other settings ({', '.join(other)}): remove it, choose "
+            "another --out, or give its settings"
+        )
 
 
 def _draw(report: Report, job: _Job, data: Dataset, result: TrainResult) -> None:

@@ -12,6 +12,7 @@ that writes to the mapped memory.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -181,14 +182,18 @@ def _write_header(file: BinaryIO, shape: tuple[int, ...]) -> int:
 
 
 def _take_room(file: BinaryIO, size: int) -> None:
+    disk = os.fstatvfs(file.fileno())
+    free = disk.f_bavail * disk.f_frsize
     try:
+        # Asked for more, file systems fill the whole disk before they say no.
+        if size > free:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         os.posix_fallocate(file.fileno(), 0, size)
     except OSError as error:
-        free = os.fstatvfs(file.fileno())
         raise DatasetError(
             f"{file.name}: {size / 1e6:,.1f} MB are needed for the decoded images and "
-            f"{free.f_bavail * free.f_frsize / 1e6:,.1f} MB are free: "
-            f"{error.strerror} (choose another place, --cache DIR, or a smaller image size)"
+            f"{free / 1e6:,.1f} MB are free: {error.strerror} (choose another place, --cache DIR, "
+            "or a smaller image size)"
         ) from error
 
 

@@ -193,9 +193,13 @@ class _Run:
             self.train_epoch()
             validation = self.validate()
             record = state.finish_epoch(validation, self.rate(state.epoch, self.last_step))
-            if state.is_better(validation):
+            better = state.is_better(validation)
+            if better:
                 self.keep_best()
             self.save_checkpoint()
+            # Behind it: a model without a checkpoint is that of a run that is done.
+            if better:
+                self.export(self.best, record)
             self.progress.epoch_done(record)
         return self.result(time.monotonic() - start)
 
@@ -243,12 +247,11 @@ class _Run:
         )
 
     def keep_best(self) -> None:
-        """Keep and export the parameters of the epoch that has just ended."""
+        """Keep the parameters of the epoch that has just ended."""
         record = self.state.history[-1]
         self.best = {name: value.copy() for name, value in self.averages.params.items()}
         self.state.best_epoch = record.epoch
         self.state.best_accuracy = record.validation_accuracy or 0.0
-        self.export(self.best, record)
 
     def export(
         self, params: Mapping[str, Array], record: EpochRecord, test: float | None = None

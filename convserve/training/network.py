@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from convserve.errors import ShapeError
 from convserve.graph import Graph, Node
-from convserve.graph.layers import Flatten, ParameterSpec, Softmax
+from convserve.graph.layers import Dropout, Flatten, ParameterSpec, Softmax
 
 __all__ = ["Network", "ancestors", "trained_network"]
 
@@ -33,7 +33,7 @@ def trained_network(graph: Graph) -> Network:
     """Cross-entropy is taken of the logits, where it is stable: a final softmax is part of it.
 
     Raises ShapeError if the graph has several outputs, one that is not a row of scores, or one
-    whose softmax comes before its Flatten.
+    whose softmax comes before its Flatten or Dropout.
     """
     outputs = list(graph.outputs.values())
     if len(outputs) != 1 or len(graph.shape(outputs[0])) != 1:
@@ -42,13 +42,13 @@ def trained_network(graph: Graph) -> Network:
             + ", ".join(f"{name} {graph.shape(name)}" for name in outputs)
         )
     output = graph.node(outputs[0])
-    if isinstance(output.op, Flatten):
+    if isinstance(output.op, (Flatten, Dropout)):
         for node in graph.nodes:
             # Its probabilities would be taken for logits.
             if node.name in output.inputs and isinstance(node.op, Softmax):
                 raise ShapeError(
-                    f"training needs the final softmax after Flatten(), layer {node.name!r} is "
-                    f"before {output.name!r}"
+                    f"training needs the final softmax after {type(output.op).__name__}(), layer "
+                    f"{node.name!r} is before {output.name!r}"
                 )
     logits = output.inputs[0] if isinstance(output.op, Softmax) else output.name
     return Network(logits, ancestors(graph, logits), output)

@@ -104,6 +104,9 @@ def test_several_seeds(data, tmp_path, capsys):
     assert models[0].stat().st_mtime_ns == before
     assert models[2].exists()
     assert capsys.readouterr().out.splitlines()[-1] == lines[-1]
+    # A mean over them and seeds that are trained otherwise would say nothing.
+    assert convserve("train", *args, "--seed", 5, "--resume", "--lr", 0.01) == 1
+    assert "m-seed5.npz: was trained with other settings (lr)" in capsys.readouterr().err
 
 
 def test_fine_tuning_takes_what_fits_and_says_so(data, tmp_path, capsys):

@@ -7,6 +7,7 @@ import fcntl
 import json
 import os
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -166,6 +167,15 @@ def test_a_full_disk_is_found_before_anything_is_written(photos, monkeypatch):
     with pytest.raises(DatasetError, match=r"0.0 MB are needed .* free: No space left on device"):
         load(photos)
     assert files(photos) == []
+
+
+def test_a_disk_is_not_filled_to_find_that_it_is_too_small(photos, monkeypatch):
+    taken = []
+    monkeypatch.setattr(os, "posix_fallocate", lambda *arguments: taken.append(arguments))
+    monkeypatch.setattr(os, "fstatvfs", lambda file: SimpleNamespace(f_bavail=3, f_frsize=1000))
+    with pytest.raises(DatasetError, match=r"MB are needed .* 0.0 MB are free: No space left"):
+        load(photos, image_size=(4096, 4096))
+    assert taken == [] and files(photos) == []
 
 
 def test_a_place_that_can_not_be_written_to(photos):

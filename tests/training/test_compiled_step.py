@@ -410,6 +410,10 @@ def test_scores_of_one_pixel_are_refused(make):
     graph.add(layers.Flatten())
     with pytest.raises(ShapeError, match=r"after Flatten.*'softmax1' is before 'flatten1'"):
         make(graph, graph.initialise(0), SGD())
+    graph = small.twice()
+    graph.add(layers.Dropout(0.5))
+    with pytest.raises(ShapeError, match=r"after Dropout.*'softmax1' is before 'dropout2'"):
+        make(graph, graph.initialise(0), SGD())
 
 
 def test_what_it_does_not_know_is_refused():

@@ -354,6 +354,22 @@ def test_graph_data_and_settings_must_fit():
         train(small_net(), data, learning_rate=3)
 
 
+def test_the_first_checkpoint_is_there_before_the_first_model(tmp_path):
+    # A run that is killed between the two is not taken for one that is done.
+    written = []
+
+    class Log(Progress):
+        def model_written(self):
+            written.append("model")
+
+        def checkpoint_written(self):
+            written.append("checkpoint")
+
+    files = {"out": tmp_path / "m.npz", "checkpoint": tmp_path / "c.npz"}
+    train(small_net(), made_data(validation=0.2), epochs=1, progress=Log(), **files)
+    assert written == ["checkpoint", "model", "model", "checkpoint"]
+
+
 @pytest.mark.parametrize("value", [object(), float("nan"), "\udc80", {1, 2}])
 def test_a_provenance_that_is_no_json_is_refused_before_training(value):
     class Started(Progress):
