@@ -297,7 +297,10 @@ class ModelRepository:
                     name=f"unload {name}",
                     daemon=True,
                 )
-                thread.start()
+                try:
+                    thread.start()
+                except RuntimeError:  # there can't be more threads: this one waits
+                    self._retire(entry, version, served)
             else:  # nobody can take it any more
                 self._retire(entry, version, served)
 

@@ -145,10 +145,7 @@ class Inferences:
     def stream(self, data: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
         """ModelStreamInfer, on bytes: an answer or an error message for each request, in order."""
         if not self._streams.acquire(blocking=False):
-            failure = status.of(QueueFullError(f"more than {MAX_STREAMS} streams are open"))
-            if self._observer is not None:
-                self._observer.refuses("ModelStreamInfer", context, failure)
-            context.abort(failure.code, failure.details)
+            self._refuse_stream(context, f"more than {MAX_STREAMS} streams are open")
         window = _Window()
         answer = self._answer_in_stream
         if self._observer is not None:
@@ -159,12 +156,21 @@ class Inferences:
             )
             reader.daemon = True
             if context.add_callback(window.close):
-                reader.start()
+                try:
+                    reader.start()
+                except RuntimeError:
+                    self._refuse_stream(context, "there can't be more threads")
                 while (future := window.get()) is not None:
                     yield future.result()
         finally:
             window.close()
             self._streams.release()
+
+    def _refuse_stream(self, context: grpc.ServicerContext, why: str) -> None:
+        failure = status.of(QueueFullError(why))
+        if self._observer is not None:
+            self._observer.refuses("ModelStreamInfer", context, failure)
+        context.abort(failure.code, failure.details)
 
     def _read(
         self,

@@ -12,6 +12,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 __all__ = ["CallPool"]
@@ -20,17 +21,31 @@ _log = logging.getLogger(__name__)
 
 
 class CallPool(ThreadPoolExecutor):
-    """A pool for calls, whose bound may be raised. What it runs must catch its own exceptions."""
+    """A pool for calls, whose bound may be raised. What it runs must catch its own exceptions.
 
-    def __init__(self, name: str, threads: int = 1) -> None:
+    Where the system allows no more threads it makes do with those that there are, one at least: an
+    exception of `submit` would end the thread in which gRPC takes calls, and with it the server.
+
+    initializer: called first in each thread. Raises RuntimeError if not even one can be started.
+    """
+
+    def __init__(
+        self, name: str, threads: int = 1, initializer: Callable[[], None] = lambda: None
+    ) -> None:
         super().__init__(1)
-        self._name = name
+        self._name, self._initialize = name, initializer
         self._guard = threading.Lock()  # of all below
         self._limit = threads
         self._made = 0
         self._idle: list[_Worker] = []
         self._backlog: deque[_Task] = deque()
         self._closed = False
+        self._idle.append(self._worker())
+
+    def _worker(self) -> _Worker:
+        worker = _Worker(self._next, self._initialize, f"{self._name}_{self._made + 1}")
+        self._made += 1
+        return worker
 
     def grow(self, threads: int) -> None:
         """Allow so many threads."""
@@ -46,12 +61,11 @@ class CallPool(ThreadPoolExecutor):
         with self._guard:
             if self._closed:
                 raise RuntimeError("cannot schedule new calls after shutdown")
-            if self._idle:
-                worker = self._idle.pop()
-            elif self._made < self._limit:
-                self._made += 1
-                worker = _Worker(self._next, f"{self._name}_{self._made}")
-            else:
+            worker = self._idle.pop() if self._idle else None
+            if worker is None and self._made < self._limit:
+                with suppress(RuntimeError):  # no more threads
+                    worker = self._worker()
+            if worker is None:
                 self._backlog.append(task)
                 return task
         worker.give(task)
@@ -83,8 +97,13 @@ class CallPool(ThreadPoolExecutor):
 class _Worker:
     """A thread and the place where it is given its next task."""
 
-    def __init__(self, next_task: Callable[[_Worker], _Task | None], name: str) -> None:
-        self._next = next_task
+    def __init__(
+        self,
+        next_task: Callable[[_Worker], _Task | None],
+        initialize: Callable[[], None],
+        name: str,
+    ) -> None:
+        self._next, self._initialize = next_task, initialize
         self._given: _Task | None = None
         self._wake = threading.Lock()
         self._wake.acquire()
@@ -96,6 +115,7 @@ class _Worker:
         self._wake.release()
 
     def _run(self) -> None:
+        self._initialize()
         task = None
         while True:
             if task is None:

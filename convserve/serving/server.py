@@ -14,7 +14,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -114,14 +114,14 @@ class Server:
         self._decoder = ImageDecoder(
             workers, max_pixels=options.max_pixels, max_bytes=options.max_decode_bytes
         )
-        self._control_pool = ThreadPoolExecutor(_CONTROL_THREADS, thread_name_prefix="control")
-        self._reflection_pool = ThreadPoolExecutor(4, thread_name_prefix="reflection")
+        self._control_pool = CallPool("control", _CONTROL_THREADS)
+        self._reflection_pool = CallPool("reflection", 4)
         infer_pool = CallPool("infer")
         self._infer_pool = infer_pool
         self._pools = Pools(
             inference=infer_pool,
-            streams=ThreadPoolExecutor(MAX_STREAMS + 8, thread_name_prefix="stream"),
-            loading=ThreadPoolExecutor(_LOADING_THREADS, "loading", initializer=roam),
+            streams=CallPool("stream", MAX_STREAMS + 8),
+            loading=CallPool("loading", _LOADING_THREADS, roam),
         )
         regions = None
         if options.shared_memory:
@@ -240,8 +240,9 @@ class Server:
         self._memory.close()
         # It waits until each watcher has read the news, and one may never do so.
         news = threading.Thread(target=self._health.enter_graceful_shutdown, daemon=True)
-        news.start()
-        news.join(min(timeout, 1.0))
+        with suppress(RuntimeError):  # there can't be more threads: Watch ends without the news
+            news.start()
+            news.join(min(timeout, 1.0))
         _log.info("stopping: waiting for accepted requests, at most %g s", timeout)
         for served in self._repository.models():
             served.scheduler.end_delay()
@@ -250,7 +251,10 @@ class Server:
         if drained:
             self._inferences.wait_quiet(0.1, min(timeout, 1.0))
         # What is still open are Watch and reflection streams, which never end by themselves.
-        self._grpc.stop(grace=0.2 if drained else None).wait(1.0)
+        try:
+            self._grpc.stop(grace=0.2 if drained else None).wait(1.0)
+        except RuntimeError:  # a grace takes a thread, and there can't be more
+            self._grpc.stop(grace=None).wait(1.0)
         if self._metrics is not None:
             self._metrics.close()
         self._core_watch.close()

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import grpc
 import pytest
-from server_process import WAIT, ServerProcess
-from tiny_models import save_tiny
+from server_process import WAIT, ServerProcess, make_request
+from tiny_models import image, save_tiny
 from worker_crowd import Crowd, value, wait_until
 
 from convserve.errors import ConvserveError, WorkerGoneError
@@ -140,6 +140,55 @@ def test_a_peer_that_reads_nothing_holds_up_no_call_with_a_timeout():
     one.close()
     theirs.close()
     large.join(WAIT)
+
+
+NO_THREADS = """
+import os, threading
+start = threading.Thread.start
+def limited(thread):
+    if os.path.exists({flag!r}):
+        raise RuntimeError("can't start new thread")
+    start(thread)
+threading.Thread.start = limited
+"""
+
+
+def test_no_more_threads(start_server, root, tmp_path):
+    """As under a limit on processes, which threads count towards."""
+    flag = tmp_path / "limited"
+    server = start_server(
+        "--model-repository", root, *EXPLICIT, prelude=NO_THREADS.format(flag=str(flag))
+    )
+    assert value(server.stub) == (1, 1.0)
+    flag.touch()
+    request = make_request(image(), model="m")
+    calls = [server.stub.ModelInfer.future(request, timeout=WAIT) for _ in range(200)]
+    assert {call.result().model_version for call in calls} == {"1"}
+    live = [
+        server.stub.ServerLive.future(protocol.ServerLiveRequest(), timeout=WAIT) for _ in range(50)
+    ]
+    assert all(call.result().live for call in live)
+    with pytest.raises(grpc.RpcError) as caught:
+        next(stream(server.stub, request))
+    assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
+    save_tiny(root / "m" / "2" / "model.npz", 2)
+    with pytest.raises(grpc.RpcError) as caught:
+        load(server.stub)
+    assert caught.value.code() == grpc.StatusCode.INTERNAL
+    assert value(server.stub) == (1, 1.0)
+    flag.unlink()
+    assert [a.infer_response.model_version for a in stream(server.stub, request)] == ["1"]
+    load(server.stub)
+    assert value(server.stub) == (2, 2.0)
+    flag.touch()
+    assert "Traceback" not in server.log
+    server.signal()
+    assert server.wait() == 0
+    assert "Traceback" not in server.log
+
+
+def stream(stub, request):
+    return stub.ModelStreamInfer(iter([request]), timeout=WAIT)
 
 
 def test_hangups_before_it_is_ready(start_server, root):
