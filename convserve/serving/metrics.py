@@ -185,7 +185,7 @@ class _HTTPServer(ThreadingWSGIServer):
     """A thread a connection, as long as that lasts; the oldest one makes room for a new one beyond
     `_CONNECTIONS`, so that silent ones keep no probe out."""
 
-    request_queue_size = 64
+    request_queue_size = 1024  # one that finds no room tries again after a second
 
     def __init__(self, *arguments: Any, **keywords: Any) -> None:
         self._lock = threading.Lock()
@@ -250,7 +250,13 @@ class MetricsServer:
                 status, body = "404 Not Found", b"/metrics, /healthz, /readyz\n"
             else:
                 status, body = page()
-            start_response(status, [("Content-Type", CONTENT_TYPE_PLAIN_0_0_4)])
+            headers = [
+                ("Content-Type", CONTENT_TYPE_PLAIN_0_0_4),
+                ("Content-Length", str(len(body))),  # of what GET would give, also for HEAD
+            ]
+            if status.startswith("405"):
+                headers.append(("Allow", "GET, HEAD"))
+            start_response(status, headers)
             return [b"" if environ["REQUEST_METHOD"] == "HEAD" else body]
 
         kind = _HTTPServer6 if ":" in host else _HTTPServer

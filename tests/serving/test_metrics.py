@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import re
+import socket
+import time
 import urllib.error
 import urllib.request
+from contextlib import ExitStack
+from http.client import HTTPConnection
 from pathlib import Path
 
 import grpc
@@ -122,3 +126,34 @@ def test_not_ready_is_503(gated):
         urllib.request.urlopen(f"http://127.0.0.1:{server.metrics_port}/readyz", timeout=WAIT)
     caught.value.close()
     assert caught.value.code == 503
+
+
+def ask(server, method, path):
+    host, port = server.metrics_address.split(":")
+    connection = HTTPConnection(host, int(port), timeout=WAIT)
+    connection.request(method, path)
+    response = connection.getresponse()
+    body = response.read()
+    connection.close()
+    return response.status, response.headers, body
+
+
+def test_head_and_other_methods(server):
+    status, headers, body = ask(server, "GET", "/readyz")
+    assert (status, headers["Content-Length"], body) == (200, "6", b"ready\n")
+    status, headers, body = ask(server, "HEAD", "/readyz")
+    assert (status, headers["Content-Length"], body) == (200, "6", b"")
+    status, headers, _ = ask(server, "POST", "/readyz")
+    assert (status, headers["Allow"]) == (405, "GET, HEAD")
+
+
+def test_a_flood_of_connections_keeps_no_probe_out(server):
+    """Each that finds no room among those that wait to be taken would lose a second."""
+    host, port = server.metrics_address.split(":")
+    began = time.monotonic()
+    with ExitStack() as opened:
+        for _ in range(600):
+            silent = socket.create_connection((host, int(port)), timeout=WAIT)
+            opened.enter_context(silent)
+        assert ask(server, "GET", "/readyz")[0] == 200
+    assert time.monotonic() - began < 6
