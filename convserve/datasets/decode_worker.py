@@ -7,6 +7,7 @@ Standard output: a line for each task, [{row: fault}, grey, odd]. It ends with i
 from __future__ import annotations
 
 import json
+import os
 import sys
 
 import numpy as np
@@ -23,7 +24,10 @@ def main() -> None:
     for line in sys.stdin:
         start, paths = json.loads(line)
         outcome = decode_task((start, paths), wanted, pixels, told["one_size"])
-        print(json.dumps(outcome), flush=True)
+        try:
+            print(json.dumps(outcome), flush=True)
+        except BrokenPipeError:
+            os._exit(1)  # who asked was killed: there is nobody to tell, and a buffer that can't go
 
 
 if __name__ == "__main__":

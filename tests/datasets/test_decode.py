@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -46,3 +49,22 @@ def test_an_interrupt_while_tasks_are_handed_out_ends_those_that_were(
     with pytest.raises(KeyboardInterrupt):
         decoding.decode(paths, wanted, pixels)
     assert not pixels.any()
+
+
+def test_a_worker_whose_parent_was_killed_ends_without_a_word(tmp_path):
+    path, file = tmp_path / "white.png", tmp_path / "pixels"
+    Image.new("L", (4, 4), 255).save(path)
+    file.write_bytes(bytes(3 * 16))
+    wanted = Preprocessing(4, 4, "rgb", (0.0,) * 3, (1.0,) * 3)
+    told = {
+        "file": str(file), "offset": 0, "shape": [1, 3, 4, 4], "one_size": False,
+        "preprocessing": wanted.to_dict(),
+    }  # fmt: skip
+    worker = subprocess.Popen(
+        [sys.executable, "-m", "convserve.datasets.decode_worker"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    worker.stdout.close()
+    _, said = worker.communicate(f"{json.dumps(told)}\n{json.dumps([0, [str(path)]])}\n")
+    assert (worker.returncode, said) == (1, "")
+    assert file.read_bytes() == bytes([255]) * 48

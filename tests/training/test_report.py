@@ -78,10 +78,17 @@ def test_many_classes_no_answers_and_names_in_any_script() -> None:
     assert opened(figures.mistakes_grid([wide] * 7, 5)).std() > 1
 
 
-def test_curves_of_one_epoch() -> None:
+def test_curves_of_one_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    from matplotlib.figure import Figure
+
+    drawn: list[Figure] = []
+    save = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda f, *a, **k: (drawn.append(f), save(f, *a, **k)))
     one = EpochRecord(1, 2.0, 0.9, None, 0.1, 1.0, 1.0)
     for png in figures.learning_curves([one], 1, 0.7):
         assert opened(png).std() > 1
+    for figure in drawn:
+        assert all(tick == round(tick) for tick in figure.axes[0].get_xticks())
 
 
 @pytest.mark.parametrize(

@@ -87,7 +87,7 @@ def learning_curves(history: Sequence[EpochRecord], chosen: int, test: float | N
             axes = figure.subplots()
             axes.set_title(title)
             axes.set_xlabel("epoch")
-            axes.xaxis.get_major_locator().set_params(integer=True)
+            axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
             if chosen != len(history):
                 axes.axvline(chosen, color=LINE, linestyle="--", zorder=0)
             yield axes, png
