@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from contextlib import suppress
@@ -175,3 +176,24 @@ def test_a_server_without_it_says_so(client: Any, server: Any) -> None:
 def test_it_is_for_one_local_server(address: Any) -> None:
     with pytest.raises(ValueError, match="one server on this machine"):
         Client(address, shared_memory=True)
+
+
+def test_arrays_travel_in_messages_where_there_is_no_room(
+    client: Any, server: Any, monkeypatch: Any, caplog: Any
+) -> None:
+    """Writing to memory that the system can't give would end the process."""
+
+    def full(*_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    x = server.images(9, shape=SHAPE)
+    np.testing.assert_array_equal(client.predict(x)["copy"], x)
+    answers = client.predict_many(iter(x), batch=2, in_flight=3)
+    np.testing.assert_array_equal([answer["copy"] for answer in answers], x)
+    assert all(request.raw_input_contents for request in server.requests)
+    assert server.regions == {}
+    assert [r.getMessage() for r in caplog.records].count(
+        "tensors travel in messages: no shared memory is to be had: "
+        "[Errno 28] No space left on device"
+    ) == 1

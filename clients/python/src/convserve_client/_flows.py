@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -34,7 +35,7 @@ from convserve_client._requests import (
     read_image,
 )
 from convserve_client._server import ServerFlows
-from convserve_client._shared_memory import Region, Regions
+from convserve_client._shared_memory import NoRoomError, Region, Regions
 from convserve_client._steps import Call, Flow, Infer, T
 from convserve_client.errors import (
     ConvserveClientError,
@@ -46,6 +47,8 @@ from convserve_client.errors import (
 Result = Array | dict[str, Array]
 Ranking = list[tuple[str, float]]
 
+_log = logging.getLogger(__name__)
+
 IN_FLIGHT = 8  # of the parts of one large batch
 
 
@@ -56,6 +59,7 @@ class Flows(ServerFlows):
         super().__init__(address)
         self.max_message_bytes = max_message_bytes
         self.regions = regions
+        self._warned = False  # that there is no shared memory
         self._labels: dict[tuple[str, str], tuple[str, ...] | None] = {}
 
     def _with_model(
@@ -129,7 +133,10 @@ class Flows(ServerFlows):
     # ---- Shared memory ----
 
     def lend(self, count: int, size: int, used: list[Region]) -> Flow[None]:
-        """Fills `used` with registered regions of at least `size` bytes up to `count`."""
+        """Fills `used` with registered regions of at least `size` bytes up to `count`.
+
+        Raises NoRoomError.
+        """
         regions = self.regions
         assert regions is not None
         for name in regions.take_abandoned():
@@ -160,11 +167,18 @@ class Flows(ServerFlows):
         known_before = bool(used)
         try:
             return (yield from self._within(target, count, size, used, work))
+        except NoRoomError as error:
+            self._no_room(error)
+            return (yield from work(target))
         except (NotFoundError, InvalidRequestError):
             if not known_before:
                 raise
             self.regions.forget()  # it was started anew
-            return (yield from self._within(target, count, size, [], work))
+            try:
+                return (yield from self._within(target, count, size, [], work))
+            except NoRoomError as error:
+                self._no_room(error)
+                return (yield from work(target))
 
     def _within(
         self,
@@ -184,6 +198,11 @@ class Flows(ServerFlows):
         self.regions.give_back(used)
         return result
 
+    def _no_room(self, error: NoRoomError) -> None:
+        if not self._warned:
+            self._warned = True
+            _log.warning("tensors travel in messages: no shared memory is to be had: %s", error)
+
     def stream_target(
         self, target: Target, batch: int, in_flight: int, used: list[Region]
     ) -> Flow[Target]:
@@ -192,7 +211,13 @@ class Flows(ServerFlows):
         size = target.region_size(min(batch, target.rows_per_request(row_bytes)), row_bytes)
         if self.regions is None or not size:
             return target
-        yield from self.lend(in_flight, size, used)
+        try:
+            yield from self.lend(in_flight, size, used)
+        except NoRoomError as error:
+            self._no_room(error)
+            self.regions.discard(used)
+            used.clear()
+            return target
         return replace(target, regions=cycle(used))
 
     def end_stream(self, used: list[Region]) -> None:

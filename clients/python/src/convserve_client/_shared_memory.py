@@ -11,6 +11,7 @@ import threading
 import weakref
 from collections.abc import Sequence
 from multiprocessing.shared_memory import SharedMemory
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,12 +30,26 @@ def aligned(size: int) -> int:
     return -(-size // ALIGNMENT) * ALIGNMENT
 
 
+class NoRoomError(Exception):
+    """There is no shared memory to be had, or not as much."""
+
+
 class Region:
-    """A segment of at least `size` bytes."""
+    """A segment of at least `size` bytes. Raises NoRoomError."""
 
     def __init__(self, size: int) -> None:
         # To a power of two, so that requests of about the same size can follow each other in it.
-        self._memory = SharedMemory(create=True, size=1 << max(size - 1, 1).bit_length())
+        size = 1 << max(size - 1, 1).bit_length()
+        try:
+            self._memory = SharedMemory(create=True, size=size)
+        except OSError as error:
+            raise NoRoomError(str(error)) from None
+        try:
+            _reserve(self._memory.name, size)
+        except OSError as error:
+            self._memory.close()
+            self._memory.unlink()
+            raise NoRoomError(str(error)) from None
         # Also if nobody closes it, but not by a fork's child, whose parent goes on using it.
         self._unlink = weakref.finalize(self, _unlink, self._memory, os.getpid())
         self.size = self._memory.size
@@ -94,6 +109,17 @@ class Region:
         """Give the memory back."""
         self._memory.close()
         self._unlink()
+
+
+def _reserve(name: str, size: int) -> None:
+    """Have the system give the pages now: it ends a process that writes to one it can't give.
+
+    OSError if there are not so many; does nothing where segments are no files in /dev/shm.
+    """
+    path = Path("/dev/shm") / name.lstrip("/")
+    if path.exists():
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, size)
 
 
 def _unlink(memory: SharedMemory, owner: int) -> None:
