@@ -288,6 +288,10 @@ def command(
         raise click.UsageError("--tls-client-ca needs --tls-certificate and --tls-key")
     names = None if "*" in load_model or not explicit else load_model
 
+    if worker_socket is not None:
+        from convserve.serving.workers.parent import end_with_parent
+
+        end_with_parent()  # before the imports below, which take longest of a start
     hangups = hold_hangups()  # which would end the process until there is something to reload
     from convserve.serving.files import allow_open_files
     from convserve.serving.memory import bound_heaps

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from post_state import FULL, PostState, report
 from server_process import WAIT, ServerProcess, make_request
-from worker_crowd import Crowd, Load, is_running, run_at_start, wait_until
+from worker_crowd import Crowd, Load, children, is_running, run_at_start, wait_until
 
 from convserve_client import tensors
 
@@ -135,6 +135,31 @@ def test_stuck_workers_are_killed_and_nothing_outlives_the_supervisor(
     server.signal(signal.SIGKILL)
     wait_until(lambda: not any(map(is_running, pids)))
     crowd.close()
+
+
+# The import of NumPy takes for ever.
+IMPORTING = """
+import sys, time
+class Slow:
+    def find_spec(self, name, path=None, target=None):
+        if name == "numpy":
+            print("importing", file=sys.stderr, flush=True)
+            time.sleep(1000)
+sys.meta_path.insert(0, Slow())
+"""
+
+
+def test_workers_that_are_being_started_end_with_the_supervisor(tmp_path, monkeypatch, digits_path):
+    run_at_start(IMPORTING, tmp_path, monkeypatch)
+    log = tmp_path / "log"
+    with (
+        log.open("wb") as stderr,
+        subprocess.Popen([*PROGRAM, digits_path, "--workers", "2"], stderr=stderr) as supervisor,
+    ):
+        wait_until(lambda: log.read_text().count("importing") == 2)
+        pids = children(supervisor.pid)
+        supervisor.kill()
+    wait_until(lambda: not any(map(is_running, pids)))
 
 
 def run(*arguments):

@@ -13,6 +13,7 @@ pages.py        the metrics of all processes
 worker.py       a worker's end: follows, leads, reports
 pieces.py       what they hold alike, as bytes and open files
 peer.py         requests and answers over a socket pair, with file descriptors
+parent.py       a worker's end when the supervisor dies
 address.py      a port that stays ours while workers come and go
 
 One worker leads: it reads models from disk and carries out control calls, whichever worker got

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
 import itertools
 import os
-import signal
 import socket
 import threading
 from collections.abc import Callable, Iterable, Mapping
@@ -30,8 +28,6 @@ from convserve_client import protocol
 
 __all__ = ["Worker"]
 
-_PR_SET_PDEATHSIG = 1
-
 
 class Worker:
     """Serves with the others from `run()` on until the supervisor ends it.
@@ -51,7 +47,6 @@ class Worker:
         threads: int,
         names: Iterable[str] | None,
     ) -> None:
-        _end_with_parent()
         self._path, self._options, self._logs = path, options, logs
         self._defaults, self._names = defaults, names
         self._budget = ThreadBudget(threads)
@@ -213,8 +208,3 @@ class Worker:
                 self._peer.tell("beat", self._budget.longest(), self._account())
             except OSError:
                 return  # the process is ending
-
-
-def _end_with_parent() -> None:
-    """Have the system kill this process when the supervisor dies, even if it is stuck by then."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
