@@ -15,7 +15,8 @@ need that lock, and should not have to wait where another process keeps the core
     roam()      for threads that compute, decode or load: all cores that the process may use
     anywhere()  around long work in a thread that is bound
 
-When others keep the core busy while another one is idle, `CoreWatch` moves the threads there.
+`CoreWatch` moves the threads to another core when others keep theirs busy while that one is idle.
+It also sees when they are `crowded`: batches then leave their core to them.
 """
 
 from __future__ import annotations
@@ -26,17 +27,19 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
-__all__ = ["CoreWatch", "anywhere", "bound", "choose", "roam"]
+__all__ = ["CoreWatch", "anywhere", "binds", "bound", "choose", "crowded", "roam"]
 
 T = TypeVar("T")
 
 _FOREIGN = 0.3  # the share of the core that others take before it is worth moving
 _BETTER = 0.3  # how much more of its time the other core must be idle
+_CROWDED = 0.5  # the share of the core that the bound threads take
 _LOOK_SECONDS = 1.0
 
 _core: int | None = None  # None: nothing is bound
+_crowded = False
 
 
 def _allowed() -> set[int]:
@@ -56,6 +59,16 @@ def choose(index: int | None = None) -> int | None:
     if len(cores) < 2:
         return None
     return cores[(os.getpid() if index is None else index) % len(cores)]
+
+
+def binds() -> bool:
+    """Whether threads share a core."""
+    return _core is not None
+
+
+def crowded() -> bool:
+    """Whether they took more than half of it when `CoreWatch` last looked."""
+    return _crowded
 
 
 def bound(core: int | None, start: Callable[[], T], *, in_turns: bool = True) -> T:
@@ -119,6 +132,13 @@ def anywhere() -> Iterator[None]:
             _set_in_turns(True)
 
 
+class _Usage(NamedTuple):
+    """Ticks until now: of each core, busy and idle; of each bound thread."""
+
+    cores: dict[int, tuple[int, int]]
+    threads: dict[int, int]
+
+
 class CoreWatch:
     """Moves the bound threads to an idler core when others need theirs; `close()` ends it."""
 
@@ -134,12 +154,17 @@ class CoreWatch:
         self._closed.set()
 
     def _watch(self) -> None:
+        global _crowded
         roam()
-        before, suspicious = None, False
+        before: _Usage | None = None
+        suspicious = False
         while True:
             try:
                 now = self._usage()
-                better = None if before is None else self._better(before, now)
+                better = None
+                if before is not None:
+                    _crowded = self._own_share(before, now) > _CROWDED
+                    better = self._better(before, now)
                 if better is not None and suspicious:  # for the second time
                     self.move(better)
                     now = self._usage()
@@ -147,27 +172,34 @@ class CoreWatch:
             except OSError:  # as many files are open as may be: it can wait
                 before, suspicious = None, False
             if self._closed.wait(self._seconds):
+                _crowded = False
                 return
 
-    def _usage(self) -> tuple[dict[int, tuple[int, int]], int]:
-        return self._cores(), self._own()
+    def _usage(self) -> _Usage:
+        return _Usage(self._cores(), self._own())
 
-    def _better(
-        self,
-        before: tuple[dict[int, tuple[int, int]], int],
-        now: tuple[dict[int, tuple[int, int]], int],
-    ) -> int | None:
+    def _own_share(self, before: _Usage, now: _Usage) -> float:
+        """The share of the core's time that the bound threads took."""
+        if _core not in before.cores or _core not in now.cores:
+            return 0.0
+        ticks = sum(now.cores[_core]) - sum(before.cores[_core])
+        spent = sum(
+            now.threads[thread] - before.threads[thread]
+            for thread in now.threads.keys() & before.threads.keys()
+        )
+        return spent / max(ticks, 1)
+
+    def _better(self, before: _Usage, now: _Usage) -> int | None:
         """The core to move to, if others are busy on ours and it has more time for us."""
         spent = {
-            core: (busy - before[0][core][0], idle - before[0][core][1])
-            for core, (busy, idle) in now[0].items()
-            if core in before[0]
+            core: (busy - before.cores[core][0], idle - before.cores[core][1])
+            for core, (busy, idle) in now.cores.items()
+            if core in before.cores
         }
         share = {core: idle / max(busy + idle, 1) for core, (busy, idle) in spent.items()}
         if _core is None or _core not in spent:
             return None
-        busy, idle = spent[_core]
-        foreign = (busy - (now[1] - before[1])) / max(busy + idle, 1)
+        foreign = 1 - share[_core] - self._own_share(before, now)
         candidates = [core for core in _allowed() if core in share and core != _core]
         if foreign < _FOREIGN or not candidates:
             return None
@@ -201,13 +233,13 @@ class CoreWatch:
     def _threads(self) -> list[int]:
         return [int(entry.name) for entry in (self._proc / "self/task").iterdir()]
 
-    def _own(self) -> int:
-        """Ticks that the bound threads have run."""
-        ticks = 0
+    def _own(self) -> dict[int, int]:
+        """Ticks that each bound thread has run."""
+        ticks = {}
         for thread in self._threads():
             with contextlib.suppress(OSError):
                 if os.sched_getaffinity(thread) == {_core}:
                     text = (self._proc / f"self/task/{thread}/stat").read_text()
                     user, system = text.rpartition(")")[2].split()[11:13]
-                    ticks += int(user) + int(system)
+                    ticks[thread] = int(user) + int(system)
         return ticks

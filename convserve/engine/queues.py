@@ -29,6 +29,12 @@ class _Level:
     def __len__(self) -> int:
         return len(self.waiting) + len(self.delayed)
 
+    def is_full(self) -> bool:
+        bound = self.policy.max_queue_size
+        if len(self) < bound:
+            return False
+        return sum(not request.at_once for request in chain(self.waiting, self.delayed)) >= bound
+
     def add(self, request: Request, now: float) -> None:
         timeout = self._timeout
         if self.policy.allow_timeout_override and request.timeout:
@@ -87,10 +93,10 @@ class PriorityQueues:
     def add(self, request: Request, now: float) -> None:
         """Queue a request; QueueFullError if its level is at its bound."""
         level = self._level(request)
-        if len(level) >= level.policy.max_queue_size:
+        if level.is_full() and not request.at_once:
             level.expire(now)
-        if len(level) >= level.policy.max_queue_size:
-            raise QueueFullError("Exceeds maximum queue size")
+            if level.is_full():
+                raise QueueFullError("Exceeds maximum queue size")
         level.add(request, now)
 
     def expire(self, now: float) -> None:

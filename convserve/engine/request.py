@@ -36,6 +36,7 @@ class Request:
         "_lock",
         "_result",
         "arrival",
+        "at_once",
         "deadline",
         "expiry",
         "key",
@@ -64,6 +65,7 @@ class Request:
         self.priority = priority
         self.timeout = timeout
         self.expiry: float | None = None  # when its time in the queue is over; the queue sets it
+        self.at_once = False  # whether an instance is free for it, so that it takes no place
         self.passed_over = False  # whether a batch went without it in which there was room
         dtypes = x.dtype if isinstance(x, np.ndarray) else tuple(v.dtype for v in x.values())
         self.key = (dtypes, self.outputs)

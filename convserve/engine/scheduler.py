@@ -6,7 +6,9 @@
 
 As many batches run at a time as the model has instances, one by default, on threads from a budget
 that all models of the process share. A request that arrives while the model is idle is not delayed
-and changes no thread; those that arrive meanwhile make up the next batch. All times are monotonic.
+and changes no thread; those that arrive meanwhile make up the next batch. Where callers' threads
+share a core and several are at work, what takes longer than a change of threads is left to the
+compute thread too, on another core. All times are monotonic.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from convserve.engine.affinity import anywhere, roam
+from convserve.engine.affinity import anywhere, binds, crowded, roam
 from convserve.engine.batch import Batch, Inputs, economical, select
 from convserve.engine.budget import ThreadBudget
 from convserve.engine.config import ModelConfig
@@ -33,6 +35,7 @@ __all__ = ["BatchScheduler", "Predictor", "Request"]
 
 Array = npt.NDArray[Any]
 _log = logging.getLogger(__name__)
+HANDOVER = 30e-6  # seconds that it takes to wake another thread for a request, and then the caller
 BRIEF = 1e-3  # seconds of computing for which a thread does not change its core
 OVERHEAD = 100e-6  # seconds that a batch takes besides computing: to merge, split and wake callers
 # Images a thread from which on one more or less in a batch makes no difference worth looking for.
@@ -76,6 +79,7 @@ class BatchScheduler:
         self._threads = instances.threads or self._budget.threads  # of a batch, at most
         self._preferred = batching.preferred_batch_size
         self._estimate = estimate
+        self._alone: dict[int, float] = {}  # seconds on one thread, by the number of images
         self._output_name = model.output_names[0]  # of a model with a single one
         self._lock = threading.Lock()  # guards all below
         self._changed = threading.Condition(self._lock)
@@ -99,18 +103,28 @@ class BatchScheduler:
             self._queues.expire(time.monotonic())
             return len(self._queues)
 
-    def run(self, request: Request) -> Mapping[str, Array]:
+    def run(self, request: Request, *, alone: bool = True) -> Mapping[str, Array]:
         """Compute `request` and return its outputs by name; blocks until it ends.
 
+        alone: no other caller is at work, who may need this thread's core.
         Raises QueueFullError or StoppingError at once, QueueTimeoutError, DeadlineExceededError,
         CancelledError, or what the model itself raised for these images.
         """
-        if granted := self._start(request, may_compute=True):
+        if granted := self._start(request, may_compute=alone or self._is_brief(request.size)):
             self._execute_and_release([request], granted)
         elif request.expiry is not None and not request.wait(request.expiry):
             with self._changed:
                 self._queues.expire(time.monotonic())
         return request.result()
+
+    def _is_brief(self, images: int) -> bool:
+        """Whether to compute so many takes no longer than to hand them to another core."""
+        if not binds() or self._estimate is None:
+            return True
+        seconds = self._alone.get(images)
+        if seconds is None:
+            seconds = self._alone[images] = self._estimate(images, 1)
+        return seconds < HANDOVER
 
     def submit(self, request: Request) -> None:
         """Queue `request` and return; the caller asks for `request.result()` later."""
@@ -130,15 +144,11 @@ class BatchScheduler:
             now = time.monotonic()
             if request.drop_if_expired(now):
                 return 0
-            if (
-                may_compute
-                and self._free
-                and not self._queues
-                and (not self._delay or self._goes_at_once(request))
-                and (granted := self._budget.try_take(self._threads))
-            ):
-                self._free -= 1
-                return granted
+            if self._free and not self._queues and (not self._delay or self._is_whole(request)):
+                if may_compute and (granted := self._budget.try_take(self._threads)):
+                    self._free -= 1
+                    return granted
+                request.at_once = True
             try:
                 self._queues.add(request, now)
             except QueueFullError as error:
@@ -147,7 +157,8 @@ class BatchScheduler:
             self._changed.notify_all()
         return 0
 
-    def _goes_at_once(self, request: Request) -> bool:
+    def _is_whole(self, request: Request) -> bool:
+        """Whether it is a batch that waits for no more."""
         return request.size == self.config.max_batch_size or request.size in self._preferred
 
     def _seconds_to_drain(self) -> float:
@@ -186,7 +197,7 @@ class BatchScheduler:
             while True:
                 batch, left = self._ready_batch()
                 if batch and left <= 0:
-                    granted = self._budget.try_take(self._threads)
+                    granted = self._budget.try_take(self._wanted())
                     if not granted:
                         batch, granted = self._wait_for_turn()
                     if batch:
@@ -202,6 +213,12 @@ class BatchScheduler:
                 else:
                     self._changed.wait()
 
+    def _wanted(self) -> int:
+        """The threads for a batch: of a core that is crowded by others it would get too little."""
+        if not crowded():
+            return self._threads
+        return max(1, min(self._threads, self._budget.threads - 1))
+
     def _ready_batch(self) -> tuple[list[Request], float]:
         """What the next batch would be, and for how many seconds it may still wait to fill up."""
         now = time.monotonic()
@@ -215,7 +232,7 @@ class BatchScheduler:
 
     def _economical(self, batch: list[Request]) -> list[Request]:
         """The batch without what makes it dearer and can wait for the next one, but only once."""
-        estimate, threads = self._estimate, self._threads
+        estimate, threads = self._estimate, self._wanted()
         size = sum(request.size for request in batch)
         if estimate is None or self._preferred or not size % threads or size > MANY * threads:
             return batch
@@ -232,7 +249,7 @@ class BatchScheduler:
         """Let other models compute first; what is to be done after that may be another batch."""
         self._changed.release()
         try:
-            granted = self._budget.take(self._threads)
+            granted = self._budget.take(self._wanted())
         finally:
             self._changed.acquire()
         batch, _ = self._ready_batch()

@@ -137,7 +137,8 @@ class Inferences:
         if self._observer is not None:
             self._observer.computes(served, request)
         inference.cancels(request)
-        answer = codec.response(served, message.id, wanted, served.scheduler.run(request))
+        outputs = served.scheduler.run(request, alone=self._active <= 1)
+        answer = codec.response(served, message.id, wanted, outputs)
         if places:
             shared_tensors.deliver(places, answer)
         return answer

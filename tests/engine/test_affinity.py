@@ -174,7 +174,39 @@ def test_own_work_is_no_reason_to_move(proc, monkeypatch):
     monkeypatch.setattr(affinity, "_core", CORES[0])
     cores, _ = watch._usage()
     proc.add(c0=(90, 10), c1=(0, 100))
-    assert watch._better((cores, 0), (watch._cores(), 85)) is None
+    before, now = affinity._Usage(cores, {1: 0}), affinity._Usage(watch._cores(), {1: 85})
+    assert watch._better(before, now) is None
+
+
+def test_only_the_time_of_threads_that_are_and_were_bound_is_our_own(proc, monkeypatch):
+    watch = CoreWatch(proc.path)
+    monkeypatch.setattr(affinity, "_core", CORES[0])
+    cores = watch._cores()
+    proc.add(c0=(90, 10), c1=(0, 100))
+    before = affinity._Usage(cores, {1: 500, 2: 20, 3: 0})
+    now = affinity._Usage(watch._cores(), {1: 540, 2: 55, 4: 800})  # 3 has ended, 4 is new here
+    assert watch._own_share(before, now) == 0.75
+
+
+def test_bound_threads_are_crowded_while_they_need_most_of_their_core(proc, monkeypatch):
+    watch = CoreWatch(proc.path)
+    monkeypatch.setattr(affinity, "_core", CORES[0])
+    monkeypatch.setattr(affinity, "_crowded", False)
+    own = iter([{1: 0}, {1: 60}, {1: 100}, {1: 100}])
+    seen = []
+
+    def look(_):  # instead of waiting
+        seen.append(affinity.crowded())
+        proc.add(c0=(100, 0), c1=(100, 0))
+        return len(seen) == 4
+
+    monkeypatch.setattr(watch, "_own", lambda: next(own))
+    monkeypatch.setattr(watch._closed, "wait", look)
+    thread = threading.Thread(target=watch._watch)
+    thread.start()
+    thread.join(30)
+    assert seen == [False, True, False, False]
+    assert not affinity.crowded()
 
 
 def test_a_move_takes_all_bound_threads_and_no_other():

@@ -5,12 +5,16 @@ from __future__ import annotations
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from model_configs import make_config
 
-from convserve.engine.scheduler import BatchScheduler, Request
+from convserve.engine import scheduler as scheduler_module
+from convserve.engine.budget import ThreadBudget
+from convserve.engine.config import InstanceGroup
+from convserve.engine.scheduler import HANDOVER, BatchScheduler, Request
 from convserve.errors import (
     CancelledError,
     DeadlineExceededError,
@@ -340,3 +344,78 @@ def test_the_delay_can_be_ended(model, start):
     scheduler.end_delay()
     assert values(request.result()) == [2]
     assert values(submit(scheduler, 2).result()) == [4]
+
+
+@pytest.fixture
+def thread_of(model):
+    """Where, and on how many threads, requests are computed: thread names and `threads`."""
+    seen = []
+    predict = model.predict
+
+    def predict_and_tell(x, outputs=None, *, threads=None):
+        seen.append((threading.current_thread(), threads))
+        return predict(x, outputs, threads=threads)
+
+    model.predict = predict_and_tell
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("binds", "alone", "number", "by_caller"),
+    [
+        (True, False, 8, False),
+        (True, False, 2, True),  # takes less than to hand it over
+        (True, True, 8, True),
+        (False, False, 8, True),  # the caller's core is not shared
+    ],
+)
+def test_long_work_is_handed_over_when_others_need_the_callers_core(
+    model, thread_of, monkeypatch, binds, alone, number, by_caller
+):
+    monkeypatch.setattr(scheduler_module, "binds", lambda: binds)
+    scheduler = BatchScheduler(
+        model, make_config(), estimate=lambda images, threads: images * HANDOVER / 4
+    )
+    result = scheduler.run(Request(images(*range(number))), alone=alone)
+    assert values(result) == [2 * value for value in range(number)]
+    [(thread, _)] = thread_of
+    assert (thread is threading.current_thread()) == by_caller
+    assert scheduler.stop(WAIT)
+
+
+@pytest.mark.parametrize(
+    ("crowded", "wanted", "threads"),
+    [(False, 0, 4), (True, 0, 3), (True, 2, 2), (True, 4, 3)],
+)
+def test_batches_leave_a_crowded_core_to_those_who_share_it(
+    model, thread_of, monkeypatch, crowded, wanted, threads
+):
+    monkeypatch.setattr(scheduler_module, "crowded", lambda: crowded)
+    config = replace(make_config(), instance_group=InstanceGroup(1, wanted))
+    scheduler = BatchScheduler(model, config, budget=ThreadBudget(4))
+    request = Request(images(1, 2))
+    scheduler.submit(request)
+    assert values(request.result()) == [2, 4]
+    assert [granted for _, granted in thread_of] == [threads]
+    assert scheduler.stop(WAIT)
+
+
+def test_a_request_that_is_handed_over_takes_no_place_in_the_queue(model, monkeypatch):
+    monkeypatch.setattr(scheduler_module, "binds", lambda: True)
+    budget = ThreadBudget(1)
+    scheduler = BatchScheduler(
+        model, make_config(max_queue_size=1), budget=budget, estimate=lambda *_: 1.0
+    )
+    held = budget.take(1)  # so that the compute thread can't take it yet
+    requests = [Request(images(value)) for value in (1, 2, 3)]
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(scheduler.run, requests[0], alone=False)
+        while not scheduler.pending:
+            time.sleep(0.001)
+        scheduler.submit(requests[1])
+        with pytest.raises(QueueFullError):
+            scheduler.submit(requests[2])
+        budget.give_back(held)
+        assert values(first.result(WAIT)) == [2]
+    assert values(requests[1].result()) == [4]
+    assert scheduler.stop(WAIT)

@@ -184,9 +184,9 @@ def test_a_full_queue_is_retried_and_answered(gated, infer_request, pixels, digi
     wait_until(lambda: server.scheduler.pending)
     run = server.scheduler.run
 
-    def run_and_empty_the_queue(request):
+    def run_and_empty_the_queue(request, **how):
         try:
-            return run(request)
+            return run(request, **how)
         except QueueFullError:  # which is not told before there is room
             server.model.gate.set()
             assert running.result(WAIT).outputs
