@@ -185,8 +185,9 @@ def _take_room(file: BinaryIO, size: int) -> None:
     disk = os.fstatvfs(file.fileno())
     free = disk.f_bavail * disk.f_frsize
     try:
-        # Asked for more, file systems fill the whole disk before they say no.
-        if size > free:
+        # Asked for more, file systems fill the whole disk before they say no. Those that have no
+        # size of their own say 0 blocks, all and free.
+        if disk.f_blocks and size > free:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         os.posix_fallocate(file.fileno(), 0, size)
     except OSError as error:

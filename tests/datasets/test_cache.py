@@ -171,11 +171,19 @@ def test_a_full_disk_is_found_before_anything_is_written(photos, monkeypatch):
 
 def test_a_disk_is_not_filled_to_find_that_it_is_too_small(photos, monkeypatch):
     taken = []
+    disk = SimpleNamespace(f_blocks=9, f_bavail=3, f_frsize=1000)
     monkeypatch.setattr(os, "posix_fallocate", lambda *arguments: taken.append(arguments))
-    monkeypatch.setattr(os, "fstatvfs", lambda file: SimpleNamespace(f_bavail=3, f_frsize=1000))
+    monkeypatch.setattr(os, "fstatvfs", lambda file: disk)
     with pytest.raises(DatasetError, match=r"MB are needed .* 0.0 MB are free: No space left"):
         load(photos, image_size=(4096, 4096))
     assert taken == [] and files(photos) == []
+
+
+def test_a_disk_that_does_not_say_how_large_it_is(photos, monkeypatch):
+    """As a tmpfs without a limit."""
+    disk = SimpleNamespace(f_blocks=0, f_bavail=0, f_frsize=4096)
+    monkeypatch.setattr(os, "fstatvfs", lambda file: disk)
+    assert len(load(photos).train) == 7 * len(CLASSES)
 
 
 def test_a_place_that_can_not_be_written_to(photos):
