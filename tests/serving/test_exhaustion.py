@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import resource
 import socket
+import sys
 import threading
 import time
 from contextlib import contextmanager
@@ -17,18 +19,24 @@ from tiny_models import image, save_tiny
 from worker_crowd import Crowd, value, wait_until
 
 from convserve.errors import ConvserveError, WorkerGoneError
+from convserve.serving.files import allow_open_files
 from convserve.serving.workers.peer import Peer
+from convserve.serving.workers.process import WorkerProcess
 from convserve_client import protocol
 
 NOFILE = resource.RLIMIT_NOFILE
 
 
+def open_files(pid):
+    return {int(fd.name) for fd in Path(f"/proc/{pid}/fd").iterdir()}
+
+
 @contextmanager
 def no_more_files(pid):
-    """The process can open none, as it has as many open as it may."""
+    """The process can open none, as the next descriptor would be beyond its limit."""
     before = resource.prlimit(pid, NOFILE)
-    highest = max(int(fd.name) for fd in Path(f"/proc/{pid}/fd").iterdir())
-    resource.prlimit(pid, NOFILE, (highest + 1, before[1]))
+    used = open_files(pid)
+    resource.prlimit(pid, NOFILE, (min({*range(len(used) + 1)} - used), before[1]))
     try:
         yield
     finally:
@@ -100,6 +108,37 @@ def test_workers_that_can_open_no_more_files(root, tmp_path):
     finally:
         crowd.close()
         server.close()
+
+
+@pytest.mark.parametrize("program", ["/no/such/program", sys.executable])
+def test_a_worker_that_cannot_be_started_leaves_nothing_open(program, monkeypatch):
+    def no_start(peer):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(Peer, "start", no_start)
+    before = open_files("self")
+    gc.disable()  # which would close it sooner or later
+    try:
+        for _ in range(3):
+            with pytest.raises((OSError, RuntimeError)):
+                WorkerProcess(1, [program, "-c", ""], lambda _: {}, lambda _: {}, print)
+        assert open_files("self") == before
+    finally:
+        gc.enable()
+
+
+def test_as_many_files_as_the_system_lets_it_open(monkeypatch):
+    asked = []
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (1024, 4096))
+    monkeypatch.setattr(resource, "setrlimit", lambda kind, limits: asked.append(limits))
+    allow_open_files()
+    assert asked == [(4096, 4096)]
+
+    def refuse(kind, limits):
+        raise ValueError("not allowed to raise maximum limit")
+
+    monkeypatch.setattr(resource, "setrlimit", refuse)
+    allow_open_files()
 
 
 def test_a_peer_without_threads_answers_that_it_has_none(monkeypatch):

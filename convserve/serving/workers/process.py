@@ -59,6 +59,9 @@ class WorkerProcess:
                     stdin=subprocess.DEVNULL,
                     pass_fds=[theirs.fileno()],
                 )
+        except OSError:
+            ours.close()
+            raise
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
@@ -72,6 +75,7 @@ class WorkerProcess:
         except RuntimeError:  # there can't be more threads
             self.process.kill()
             self.process.wait()
+            ours.close()
             raise
 
     def __str__(self) -> str:
