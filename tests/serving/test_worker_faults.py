@@ -156,9 +156,11 @@ def test_workers_that_are_being_started_end_with_the_supervisor(tmp_path, monkey
         log.open("wb") as stderr,
         subprocess.Popen([*PROGRAM, digits_path, "--workers", "2"], stderr=stderr) as supervisor,
     ):
-        wait_until(lambda: log.read_text().count("importing") == 2)
-        pids = children(supervisor.pid)
-        supervisor.kill()
+        try:
+            wait_until(lambda: log.read_text().count("importing") == 2)
+            pids = children(supervisor.pid)
+        finally:
+            supervisor.kill()
     wait_until(lambda: not any(map(is_running, pids)))
 
 
