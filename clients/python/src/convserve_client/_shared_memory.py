@@ -134,12 +134,12 @@ class Regions:
         self._begin()
 
     def _begin(self) -> None:
-        self._process = os.getpid()
         self._lock = threading.Lock()
         self._free: list[Region] = []
         self._registered: set[str] = set()
         self._closed = False
         self.abandoned: list[str] = []  # registered, and of no use any more
+        self._process = os.getpid()  # last: who reads it in another thread has the rest
 
     def _leave_to_parent(self) -> None:
         """In a fork's child, begin anew: both processes would write into the same regions."""
