@@ -23,10 +23,11 @@ _log = logging.getLogger(__name__)
 class CallPool(ThreadPoolExecutor):
     """A pool for calls, whose bound may be raised. What it runs must catch its own exceptions.
 
-    Where the system allows no more threads it makes do with those that there are, one at least: an
-    exception of `submit` would end the thread in which gRPC takes calls, and with it the server.
+    Where the system allows no more threads it makes do with those that there are, of which `start`
+    makes the first: an exception of `submit` would end the thread in which gRPC takes calls, and
+    with it the server.
 
-    initializer: called first in each thread. Raises RuntimeError if not even one can be started.
+    initializer: called first in each thread.
     """
 
     def __init__(
@@ -40,7 +41,14 @@ class CallPool(ThreadPoolExecutor):
         self._idle: list[_Worker] = []
         self._backlog: deque[_Task] = deque()
         self._closed = False
-        self._idle.append(self._worker())
+
+    def start(self) -> None:
+        """Make the first thread; it has the cores and the policy of the one that calls this.
+
+        RuntimeError if there can't be even one.
+        """
+        with self._guard:
+            self._idle.append(self._worker())
 
     def _worker(self) -> _Worker:
         worker = _Worker(self._next, self._initialize, f"{self._name}_{self._made + 1}")

@@ -156,7 +156,7 @@ class Server:
             except OSError as error:
                 raise _cannot_listen(options.host, options.metrics_port, error) from None
         self.metrics_port = None if self._metrics is None else self._metrics.port
-        bound(core, self._grpc.start)
+        bound(core, self._start)
         self._core_watch = CoreWatch()
         self._health.set(protocol.SERVICE, health_pb2.HealthCheckResponse.SERVING)
         self._grow()
@@ -227,6 +227,11 @@ class Server:
             return int(self._grpc.add_insecure_port(address))
         except RuntimeError as error:
             raise _cannot_listen(options.host, options.port, error) from None
+
+    def _start(self) -> None:
+        for pool in (self._control_pool, self._reflection_pool, *self._pools):
+            pool.start()
+        self._grpc.start()
 
     def stop(self, timeout: float) -> bool:
         """Stop gracefully: not ready, no new inferences, the accepted ones answered, all closed.

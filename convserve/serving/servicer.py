@@ -7,7 +7,6 @@ other wrong request, and parsing does not hold up gRPC's polling thread.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import grpc
@@ -21,6 +20,7 @@ from convserve.serving.calls import Call, guarded, unimplemented
 from convserve.serving.control import Control
 from convserve.serving.inference import Inferences
 from convserve.serving.observe import Observer
+from convserve.serving.pool import CallPool
 from convserve_client import protocol
 
 __all__ = ["EXTENSIONS", "Pools", "Servicer"]
@@ -42,9 +42,9 @@ class Pools(NamedTuple):
     """Threads for the calls that may take long. A call keeps its thread until it is answered, so
     inferences, streams and loading can't take the threads that health and metadata need."""
 
-    inference: ThreadPoolExecutor
-    streams: ThreadPoolExecutor
-    loading: ThreadPoolExecutor
+    inference: CallPool
+    streams: CallPool
+    loading: CallPool
 
 
 class Servicer:
@@ -104,7 +104,7 @@ class Servicer:
         behaviour = unimplemented(name) if call is None else guarded(call, method.request)
         return behaviour if observer is None else observer.unary(name, behaviour)
 
-    def _stream_handler(self, pool: ThreadPoolExecutor) -> grpc.RpcMethodHandler:
+    def _stream_handler(self, pool: CallPool) -> grpc.RpcMethodHandler:
         def behaviour(data: Any, context: grpc.ServicerContext) -> Any:
             return self._inferences.stream(data, context)
 

@@ -14,6 +14,7 @@ WAIT = 30.0
 @pytest.fixture
 def pool():
     made = CallPool("test", 2)
+    made.start()
     yield made
     made.shutdown(wait=False, cancel_futures=True)
 
@@ -90,6 +91,7 @@ def test_an_exception_does_not_cost_the_thread(pool, caplog):
 
 def test_takes_nothing_after_shutdown_and_ends_its_threads():
     pool = CallPool("ending", 3)
+    pool.start()
     barrier = threading.Barrier(4)
     for _ in range(3):
         pool.submit(barrier.wait, WAIT)

@@ -207,3 +207,21 @@ def test_threads_are_kept_on_one_core_or_not(start_server, digits_path, option):
         with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
             single |= len(os.sched_getaffinity(int(task.name))) == 1
     assert single == (option == "--one-core")
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="there is only one core")
+def test_calls_one_by_one_run_where_grpc_does(gated, images, monkeypatch):
+    """By the first of the pool's threads, which is made before there are calls."""
+    server, seen = gated(), []
+    run = server.scheduler.run
+
+    def run_and_look(*given, **how):
+        seen.append((os.sched_getaffinity(0), os.sched_getscheduler(0)))
+        return run(*given, **how)
+
+    monkeypatch.setattr(server.scheduler, "run", run_and_look)
+    for _ in range(3):
+        server.stub.ModelInfer(make_request(images[:1]), timeout=WAIT)
+    (place,) = {(frozenset(cores), policy) for cores, policy in seen}
+    assert len(place[0]) == 1
+    assert place[1] == os.SCHED_BATCH or os.sched_getscheduler(os.getpid()) != os.SCHED_OTHER
