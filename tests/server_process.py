@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import subprocess
 import sys
 import threading
+import time
 import urllib.request
+from pathlib import Path
 
 import grpc
 
@@ -17,6 +20,22 @@ WAIT = 120.0  # seconds after which a test has failed; never waited for in full
 
 
 FREE_PORTS = ("--port", "0", "--metrics-port", "0")
+
+
+def suspend(pid):
+    """SIGSTOP, and wait until all threads have stopped: on busy cores they go on for a while."""
+    os.kill(pid, signal.SIGSTOP)
+    deadline = time.monotonic() + WAIT
+    while any(_state(task) not in "tTZX" for task in Path(f"/proc/{pid}/task").iterdir()):
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+def _state(task):
+    try:
+        return (task / "stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return "X"
 
 
 class Stub:

@@ -15,7 +15,7 @@ from pathlib import Path
 import grpc
 import numpy as np
 import pytest
-from server_process import WAIT, Stub, make_request
+from server_process import WAIT, Stub, make_request, suspend
 from tiny_models import image, save_tiny
 
 from convserve.serving import server as server_module
@@ -177,7 +177,7 @@ def test_calls_that_come_all_at_once_are_all_taken(start_server, digits_path):
         stubs = [Stub(stack.enter_context(server.connect())) for _ in range(8)]
         for stub in stubs:
             assert stub.ServerLive(live, timeout=WAIT).live
-        server.process.send_signal(signal.SIGSTOP)
+        suspend(server.process.pid)
         try:
             calls = [stubs[i % 8].ServerLive.future(live, timeout=WAIT) for i in range(4000)]
         finally:

@@ -14,6 +14,7 @@ from pathlib import Path
 import grpc
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from server_process import suspend
 
 WAIT = 120.0
 MODEL = 'model="model",version="1"'
@@ -152,7 +153,7 @@ def test_a_flood_of_connections_keeps_no_probe_out(server):
     host, port = server.metrics_address.split(":")
     most = int(Path("/proc/sys/net/core/somaxconn").read_text())  # that the system lets wait
     with ExitStack() as opened:
-        server.signal(signal.SIGSTOP)  # so that it takes none meanwhile
+        suspend(server.process.pid)  # so that it takes none meanwhile
         opened.callback(server.signal, signal.SIGCONT)
         for _ in range(min(600, most)):
             silent = socket.create_connection((host, int(port)), timeout=20)

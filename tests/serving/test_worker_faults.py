@@ -14,7 +14,7 @@ import grpc
 import numpy as np
 import pytest
 from post_state import FULL, PostState, report
-from server_process import WAIT, ServerProcess, make_request
+from server_process import WAIT, ServerProcess, make_request, suspend
 from worker_crowd import Crowd, Load, children, is_running, run_at_start, wait_until
 
 from convserve_client import tensors
@@ -40,7 +40,7 @@ def test_a_worker_is_killed_during_a_batch(crowd, images, digits):
     victim = crowd.pids[0]
     hit = sorted(n for n, pid in crowd.pids.items() if pid == victim)
     others = set(crowd.pids) - set(hit)
-    os.kill(victim, signal.SIGSTOP)  # so that each of its connections has one request under way
+    suspend(victim)  # so that each of its connections has one request under way
 
     def all_wait():
         asking, answered = [load.asking[n] for n in hit], len(load.outcomes)
@@ -108,7 +108,7 @@ def test_stuck_workers_are_killed_and_nothing_outlives_the_supervisor(
     of = {pid: stubs[n] for n, pid in crowd.pids.items()}
     stopped, endless, sound = of
     before = PostState(server, make_request(images[:2], model="model"), digits.predict(images[:2]))
-    os.kill(stopped, signal.SIGSTOP)
+    suspend(stopped)
     begun = time.monotonic()
     asked = [
         of[stopped].ModelInfer.future(make_request(images[:1], model="model"), timeout=WAIT),
@@ -131,7 +131,7 @@ def test_stuck_workers_are_killed_and_nothing_outlives_the_supervisor(
     before.check()
 
     pids = crowd.workers()
-    os.kill(pids[0], signal.SIGSTOP)  # one that can't notice anything
+    suspend(pids[0])  # one that can't notice anything
     server.signal(signal.SIGKILL)
     wait_until(lambda: not any(map(is_running, pids)))
     crowd.close()
