@@ -15,6 +15,7 @@ from PIL import Image
 from post_state import PostState
 from server_process import WAIT, ServerProcess, Stub, make_request
 
+import convserve_client
 from convserve import model_file
 from convserve.engine.model import Model
 from convserve.engine.repository import ModelRepository, ServedModel
@@ -239,6 +240,13 @@ class GatedServer(Server):
         self.model.gate.set()
         assert self.stop(WAIT)
         self.channel.close()
+
+
+@pytest.fixture
+def client(served):
+    """Our client of the module's own server, `served`."""
+    with convserve_client.Client(f"127.0.0.1:{served.port}") as client:
+        yield client
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ import pytest
 from PIL import Image
 from server_process import Stub, make_request
 
-import convserve_client
 from convserve import model_file
 from convserve.cli._classifiers import ServedClassifier
 from convserve.engine.model import Model, top_k
@@ -41,12 +40,6 @@ def served(path):
     server = Server(ModelRepository.open(path), Options(port=0, metrics_port=0))
     yield server
     assert server.stop(WAIT)
-
-
-@pytest.fixture
-def client(served):
-    with convserve_client.Client(f"127.0.0.1:{served.port}") as client:
-        yield client
 
 
 @pytest.fixture(scope="module")

@@ -50,12 +50,6 @@ def served(path):
     assert server.stop(WAIT)
 
 
-@pytest.fixture
-def client(served):
-    with convserve_client.Client(f"127.0.0.1:{served.port}") as client:
-        yield client
-
-
 def inputs(count: int, seed: int = 0) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(seed)
     return {
