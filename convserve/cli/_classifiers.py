@@ -51,7 +51,7 @@ class LocalClassifier:
         _one_input(list(self._model.inputs), str(path))
         self._output = self._model.output_names[0]
         layer = self._model.graph.outputs[self._output]
-        self.classes = _classes(self._model.graph.shape(layer), str(path))
+        self.classes = _classes(row_shape(self._model.graph.shape(layer)), str(path))
         self.labels = self._model.labels
         self.preprocessing = _needed(self._model.preprocessing, str(path))
 
@@ -134,7 +134,6 @@ def row_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _classes(shape: tuple[int, ...], what: str) -> int:
-    shape = row_shape(shape)
     if len(shape) != 1 or shape[0] < 1:
         raise click.ClickException(
             f"{what}: no classifier: its first output has shape {list(shape)}, not [classes]"

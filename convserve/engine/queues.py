@@ -93,7 +93,7 @@ class PriorityQueues:
     def add(self, request: Request, now: float) -> None:
         """Queue a request; QueueFullError if its level is at its bound."""
         level = self._level(request)
-        if level.is_full() and not request.at_once:
+        if not request.at_once and level.is_full():
             level.expire(now)
             if level.is_full():
                 raise QueueFullError("Exceeds maximum queue size")

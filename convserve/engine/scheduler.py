@@ -197,11 +197,12 @@ class BatchScheduler:
             while True:
                 batch, left = self._ready_batch()
                 if batch and left <= 0:
-                    granted = self._budget.try_take(self._wanted())
+                    wanted = self._wanted()
+                    granted = self._budget.try_take(wanted)
                     if not granted:
-                        batch, granted = self._wait_for_turn()
+                        batch, granted = self._wait_for_turn(wanted)
                     if batch:
-                        batch = self._economical(batch)
+                        batch = self._economical(batch, wanted)
                         self._queues.remove(batch)
                         self._free -= 1
                         return batch, granted
@@ -230,9 +231,9 @@ class BatchScheduler:
             return batch, 0.0
         return batch, min(request.arrival for request in batch) * 1e-9 + self._delay - now
 
-    def _economical(self, batch: list[Request]) -> list[Request]:
+    def _economical(self, batch: list[Request], threads: int) -> list[Request]:
         """The batch without what makes it dearer and can wait for the next one, but only once."""
-        estimate, threads = self._estimate, self._wanted()
+        estimate = self._estimate
         size = sum(request.size for request in batch)
         if estimate is None or self._preferred or not size % threads or size > MANY * threads:
             return batch
@@ -245,11 +246,11 @@ class BatchScheduler:
             request.passed_over = True
         return cut
 
-    def _wait_for_turn(self) -> tuple[list[Request], int]:
+    def _wait_for_turn(self, wanted: int) -> tuple[list[Request], int]:
         """Let other models compute first; what is to be done after that may be another batch."""
         self._changed.release()
         try:
-            granted = self._budget.take(self._wanted())
+            granted = self._budget.take(wanted)
         finally:
             self._changed.acquire()
         batch, _ = self._ready_batch()
