@@ -132,6 +132,7 @@ extensions = [
     extension("_packed"),
     extension("_pointwise"),
     extension("_pool"),
+    extension("_preempt", ["kernels/csrc/preempt.c"]),
     extension("_tensors"),
     extension("_train_conv", libraries=["convserve_train"]),
     extension("_train_layers", libraries=["convserve_train"]),

@@ -16,20 +16,27 @@ need that lock, and should not have to wait where another process keeps the core
     anywhere()  around long work in a thread that is bound
 
 `CoreWatch` moves the threads to another core when others keep theirs busy while that one is idle.
-It also sees when they are `crowded`: batches then leave their core to them.
+It also sees when they are `crowded`: batches then leave their core to them. And threads of gRPC
+that keep the core for milliseconds, as a thousand streams opened and reset at once make them, are
+moved away and interrupted for a while (`kernels/csrc/preempt.h`).
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
+from convserve.kernels._preempt import Preemption
+
 __all__ = ["CoreWatch", "anywhere", "binds", "bound", "choose", "crowded", "roam"]
+
+_log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -140,25 +147,50 @@ class _Usage(NamedTuple):
 
 
 class CoreWatch:
-    """Moves the bound threads to an idler core when others need theirs; `close()` ends it."""
+    """Moves the bound threads to an idler core when others need theirs; `close()` ends it.
 
-    def __init__(self, proc: Path = Path("/proc"), seconds: float = _LOOK_SECONDS) -> None:
+    others: beginnings of the names of threads that must not keep the core for milliseconds.
+    """
+
+    def __init__(
+        self,
+        proc: Path = Path("/proc"),
+        seconds: float = _LOOK_SECONDS,
+        others: Sequence[str] = (),
+    ) -> None:
         self._proc = proc
         self._closed = threading.Event()
         self._seconds = seconds
+        self._preemption: Preemption | None = None
+        if _core is not None and others:
+            self._preemption = Preemption(list(others), _core)
         if _core is not None and self._cores():
             threading.Thread(target=self._watch, name="core watch", daemon=True).start()
 
     def close(self) -> None:
         """Look no more."""
         self._closed.set()
+        if self._preemption is not None:
+            self._preemption.close()
+
+    @property
+    def moved_away(self) -> int:
+        """How many times the `others` were moved away."""
+        return 0 if self._preemption is None else self._preemption.times
 
     def _watch(self) -> None:
         global _crowded
         roam()
         before: _Usage | None = None
         suspicious = False
+        told = 0
         while True:
+            if self.moved_away > told:
+                _log.info(
+                    "threads that read and write kept their core for milliseconds, as very large "
+                    "messages or floods of streams make them: on another core for some seconds"
+                )
+                told = self.moved_away
             try:
                 now = self._usage()
                 better = None
@@ -210,6 +242,8 @@ class CoreWatch:
         """Bind what is bound to another core."""
         global _core
         old, _core = _core, core
+        if self._preemption is not None:
+            self._preemption.follow(core)
         for thread in self._threads():
             with contextlib.suppress(OSError):  # it has just ended
                 if os.sched_getaffinity(thread) == {old}:

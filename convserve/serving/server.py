@@ -34,6 +34,7 @@ from convserve.serving.control import Control
 from convserve.serving.health import Health
 from convserve.serving.images import MAX_DECODE_BYTES, ImageDecoder
 from convserve.serving.inference import MAX_STREAMS, Inferences
+from convserve.serving.listening import defer_silent
 from convserve.serving.logs import LogSettings
 from convserve.serving.memory import MemoryKeeper
 from convserve.serving.observe import Observer, Sink
@@ -52,6 +53,10 @@ _SPARE_THREADS = 32  # calls that are parsed, checked, rejected or sent while al
 _CONTROL_THREADS = 16
 _MAX_PENDING_CALLS = 10_000  # 10 to 20 KB each; in a flood the next call waits for so many
 _LOADING_THREADS = 4
+_TRANSPORT_THREADS = (
+    "event_engine",
+    "lifeguard",
+)  # gRPC's names; the second starts more of the first
 
 
 @dataclass(frozen=True)
@@ -156,8 +161,9 @@ class Server:
             except OSError as error:
                 raise _cannot_listen(options.host, options.metrics_port, error) from None
         self.metrics_port = None if self._metrics is None else self._metrics.port
+        defer_silent(self.port)
         bound(core, self._start)
-        self._core_watch = CoreWatch()
+        self._core_watch = CoreWatch(others=_TRANSPORT_THREADS)
         self._health.set(protocol.SERVICE, health_pb2.HealthCheckResponse.SERVING)
         self._grow()
         repository.listen(self._model_changed)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import os
 import socket
+import statistics
 import time
+from pathlib import Path
 
 import grpc
 import numpy as np
@@ -55,37 +58,77 @@ def test_row_10_what_is_no_grpc_ends_the_connection(server, name):
     attack(server.address, name)
 
 
+@contextlib.contextmanager
 def half_open(address, count):
-    """Connections that say nothing; every other one is closed again at once."""
+    """Connections that say nothing, until the end."""
     host, _, port = address.rpartition(":")
-    silent = []
-    try:
-        for n in range(count):
-            connection = socket.socket()
+    with contextlib.ExitStack() as silent:
+        for _ in range(count):
+            connection = silent.enter_context(socket.socket())
             connection.setblocking(False)
             connection.connect_ex((host, int(port)))
-            silent.append(connection)
-            if n % 2:
-                connection.close()
-    finally:
-        for connection in silent:
-            connection.close()
+        yield
 
 
 def test_row_10_half_open_connections_harm_nobody(server, infer_request, images):
-    half_open(server.address, 1000)
+    def come_and_go():
+        with half_open(server.address, 1000):
+            for _ in range(1000):
+                with half_open(server.address, 1):
+                    pass
+
+    come_and_go()
     before = PostState(server, infer_request(images[:3]))
-    half_open(server.address, 1000)
+    come_and_go()
     before.check()
 
 
+@pytest.mark.skipif(not hasattr(socket, "TCP_DEFER_ACCEPT"), reason="Linux only")
+def test_silent_connections_are_left_to_the_kernel(start_server, digits_path):
+    server = start_server(digits_path)
+
+    def files():
+        return len(list(Path(f"/proc/{server.process.pid}/fd").iterdir()))
+
+    before = files()
+    host, _, port = server.address.rpartition(":")
+    with half_open(server.address, 100), socket.create_connection((host, int(port))) as speaker:
+        speaker.settimeout(WAIT)
+        speaker.sendall(PREFACE + SETTINGS)
+        assert speaker.recv(9)[3] == 4  # the server's settings
+        assert files() < before + 20
+
+
 def attack_until(address, begun, stop):
-    while not stop.is_set():
-        for name in ATTACKS:
-            attack(address, name)
-        half_open(address, 50)
-        begun.set()
-        stop.wait(0.05)
+    """With 1,000 half-open connections beside it, on what the callers and the server leave.
+
+    Attackers are on other machines and take no time from the callers: against a listener that
+    never accepts, what one at normal priority takes is 2 times the callers' p99 already.
+    """
+    if hasattr(os, "SCHED_IDLE"):
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    with half_open(address, 1000):
+        while not stop.is_set():
+            for name in ATTACKS:
+                attack(address, name)
+            begun.set()
+            stop.wait(0.05)
+
+
+@contextlib.contextmanager
+def attacked(address):
+    # A process of its own, so that the caller waits for the server and not for Python's lock.
+    spawn = multiprocessing.get_context("spawn")
+    begun, stop = spawn.Event(), spawn.Event()
+    attacker = spawn.Process(target=attack_until, args=(address, begun, stop))
+    attacker.start()
+    try:
+        assert begun.wait(WAIT)
+        yield
+    finally:
+        stop.set()
+        attacker.join(WAIT)
+    assert attacker.exitcode == 0
 
 
 @pytest.mark.usefixtures("unharmed")
@@ -94,32 +137,24 @@ def test_row_10_other_clients_are_answered_meanwhile(
 ):
     request, expected = infer_request(images[:2]), digits.predict(images[:2])
 
-    def times(count):
+    def p99(count=2000 if FULL else 200):
         taken = []
         for _ in range(count):
             began = time.monotonic()
             answer = server.stub.ModelInfer(request, timeout=WAIT)
             taken.append(time.monotonic() - began)
             np.testing.assert_array_equal(read_answer(answer)["output"], expected)
-        return sorted(taken)
+        return sorted(taken)[count * 99 // 100]
 
-    count = 2000 if FULL else 200
-    before = times(count)
-    # A process of its own, so that the caller waits for the server and not for Python's lock.
-    spawn = multiprocessing.get_context("spawn")
-    begun, stop = spawn.Event(), spawn.Event()
-    attacker = spawn.Process(target=attack_until, args=(server.address, begun, stop))
-    attacker.start()
-    assert begun.wait(WAIT)
-    try:
-        meanwhile = times(count)
-    finally:
-        stop.set()
-        attacker.join(WAIT)
-    assert attacker.exitcode == 0
-    p99, calm = meanwhile[count * 99 // 100], before[count * 99 // 100]
-    report(10, p99_ms=p99 * 1e3, without_attacks_ms=calm * 1e3, ratio=p99 / calm)
-    assert p99 < (2 * calm if FULL else WAIT / 10)
+    rounds = []
+    for _ in range(5 if FULL else 1):
+        calm = p99()
+        with attacked(server.address):
+            rounds.append((p99(), calm))
+    p99s, calms = map(statistics.median, zip(*rounds, strict=True))
+    ratio = statistics.median(meanwhile / calm for meanwhile, calm in rounds)
+    report(10, p99_ms=p99s * 1e3, without_attacks_ms=calms * 1e3, ratio=ratio)
+    assert ratio < 2 if FULL else p99s < WAIT / 10
 
 
 def test_a_queue_timeout_is_unavailable_and_never_computed(gated, infer_request, images):
