@@ -16,6 +16,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
@@ -36,7 +37,7 @@ static const int64_t SECOND = 1000000000;
 #define LONG_STRETCH (250 * US)
 #define AGAIN (1 * SECOND) /* twice within this time: they are moved */
 #define STAY (5 * SECOND)
-#define SCAN (1 * SECOND) /* threads come and go: how often they are looked up anew */
+#define SCAN (10 * SECOND) /* threads come and go: how often they are looked up anew */
 
 typedef struct {
     int id, file; /* of /proc/self/task/ID/schedstat */
@@ -92,6 +93,7 @@ static void set_slice(uint64_t ns) {
         uint32_t priority;
         uint64_t runtime, deadline, period;
     } attributes = {.size = sizeof attributes, .runtime = ns};
+    attributes.nice = getpriority(PRIO_PROCESS, 0); /* as it is */
 #ifdef SYS_sched_setattr
     syscall(SYS_sched_setattr, 0, &attributes, 0); /* refused: interrupts when it is its turn */
 #endif
@@ -187,7 +189,7 @@ static void *run(void *argument) {
     prctl(PR_SET_NAME, "preemption");
     bind_thread(0, p->home);
     set_slice(0);
-    int64_t scanned = -SECOND, seen = -AGAIN, looked = 0, used = 0;
+    int64_t scanned = -SCAN, seen = -AGAIN, looked = 0, used = 0;
     while (!p->closed) {
         int64_t now = now_ns(CLOCK_MONOTONIC), use = now_ns(CLOCK_PROCESS_CPUTIME_ID);
         int works = use - used > (now - looked) * WORKING;
@@ -200,7 +202,8 @@ static void *run(void *argument) {
         if (works && look(p)) {
             if (now - seen < AGAIN) {
                 relieve(p);
-                scanned = seen = -SECOND;
+                scanned = -SCAN;
+                seen = -AGAIN;
                 continue;
             }
             seen = now;
