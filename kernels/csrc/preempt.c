@@ -33,8 +33,8 @@ static const int64_t SECOND = 1000000000;
 #define WORKING 0.02 /* the share of a core that the process takes when it works */
 /* A thread has kept the core if it ran for so long in all, and so long at a stretch on average,
  * from one look to the next. */
-#define LONG_RUN (2 * MS)
-#define LONG_STRETCH (250 * US)
+#define LONG_RUN (3 * MS)
+#define LONG_STRETCH (500 * US)
 #define AGAIN (1 * SECOND) /* twice within this time: they are moved */
 #define STAY (5 * SECOND)
 #define SCAN (10 * SECOND) /* threads come and go: how often they are looked up anew */
