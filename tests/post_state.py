@@ -7,10 +7,10 @@ import time
 from pathlib import Path
 
 import numpy as np
+from server_process import WAIT, wait_until
 
 from convserve_client import protocol, tensors
 
-WAIT = 120.0
 FULL = os.environ.get("CONVSERVE_RELIABILITY") == "full"  # `make reliability`: all iterations
 GROWTH = 0.02
 HEAP_BYTES = 0 if FULL else 1 << 20  # what a load from many sides may leave in pieces of pages
@@ -37,13 +37,6 @@ def resident_bytes(pid):
 def count_threads(pid):
     """Of the process and all below it."""
     return sum(len(list(Path(f"/proc/{p}/task").iterdir())) for p in processes(pid))
-
-
-def wait_until(condition, seconds=WAIT):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 def report(row, **figures):

@@ -22,13 +22,22 @@ WAIT = 120.0  # seconds after which a test has failed; never waited for in full
 FREE_PORTS = ("--port", "0", "--metrics-port", "0")
 
 
+def wait_until(condition, seconds=WAIT):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def open_files(pid):
+    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
+
+
 def suspend(pid):
     """SIGSTOP, and wait until all threads have stopped: on busy cores they go on for a while."""
     os.kill(pid, signal.SIGSTOP)
-    deadline = time.monotonic() + WAIT
-    while any(_state(task) not in "tTZX" for task in Path(f"/proc/{pid}/task").iterdir()):
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
+    tasks = Path(f"/proc/{pid}/task")
+    wait_until(lambda: all(_state(task) in "tTZX" for task in tasks.iterdir()))
 
 
 def _state(task):

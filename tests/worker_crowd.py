@@ -13,19 +13,12 @@ from textwrap import indent
 
 import grpc
 import numpy as np
-from server_process import WAIT, Stub, make_request
+from server_process import WAIT, Stub, make_request, wait_until
 from tiny_models import image
 
 from convserve_client import protocol, tensors
 
 WORKER = "'--worker-socket' in sys.orig_argv"
-
-
-def wait_until(condition, seconds=WAIT):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def children(pid):

@@ -9,6 +9,7 @@ import threading
 import time
 
 import pytest
+from server_process import wait_until
 
 from convserve.errors import ShapeError
 from convserve.kernels._preempt import Preemption
@@ -56,13 +57,6 @@ def nap():
     time.sleep(0.0005)
 
 
-def moves(preemption, seconds):
-    deadline = time.monotonic() + seconds
-    while not preemption.times and time.monotonic() < deadline:
-        time.sleep(0.005)
-    return preemption.times
-
-
 @needs_two_cores
 def test_a_thread_that_keeps_the_core_is_moved_and_comes_back():
     home = CORES[0]
@@ -70,11 +64,8 @@ def test_a_thread_that_keeps_the_core_is_moved_and_comes_back():
         preemption = Preemption(["transport", "other"], home)
         try:
             assert preemption.works
-            assert moves(preemption, 60) == 1
-            deadline = time.monotonic() + 60
-            while hog.cores == {home} and time.monotonic() < deadline:
-                time.sleep(0.005)
-            assert hog.cores == {CORES[1]}
+            wait_until(lambda: hog.cores == {CORES[1]})
+            assert preemption.times == 1
             assert neighbour.cores == {home}
         finally:
             preemption.close()
@@ -87,7 +78,8 @@ def test_others_and_those_that_give_way_stay():
     with Named("transport-1", home, nap) as quick, Named("python", home, compute) as other:
         preemption = Preemption(["transport"], home)
         try:
-            assert moves(preemption, 0.5) == 0
+            time.sleep(0.5)
+            assert preemption.times == 0
             assert (quick.cores, other.cores) == ({home}, {home})
         finally:
             preemption.close()

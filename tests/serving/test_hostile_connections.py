@@ -8,12 +8,12 @@ import os
 import socket
 import statistics
 import time
-from pathlib import Path
 
 import grpc
 import numpy as np
 import pytest
 from post_state import FULL, WAIT, PostState, report
+from server_process import open_files
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 SETTINGS = bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
@@ -86,17 +86,13 @@ def test_row_10_half_open_connections_harm_nobody(server, infer_request, images)
 @pytest.mark.skipif(not hasattr(socket, "TCP_DEFER_ACCEPT"), reason="Linux only")
 def test_silent_connections_are_left_to_the_kernel(start_server, digits_path):
     server = start_server(digits_path)
-
-    def files():
-        return len(list(Path(f"/proc/{server.process.pid}/fd").iterdir()))
-
-    before = files()
+    before = open_files(server.process.pid)
     host, _, port = server.address.rpartition(":")
     with half_open(server.address, 100), socket.create_connection((host, int(port))) as speaker:
         speaker.settimeout(WAIT)
         speaker.sendall(PREFACE + SETTINGS)
         assert speaker.recv(9)[3] == 4  # the server's settings
-        assert files() < before + 20
+        assert open_files(server.process.pid) < before + 20
 
 
 def attack_until(address, begun, stop):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import grpc
 import pytest
-from server_process import WAIT, ServerProcess, Stub, make_request
+from server_process import WAIT, ServerProcess, Stub, make_request, open_files
 from tiny_models import save_tiny
 from worker_crowd import Crowd, index, value, wait_until
 
@@ -49,10 +49,6 @@ def load(stub, name, **parameters):
 def unload(stub, name):
     message = protocol.RepositoryModelUnloadRequest(model_name=name)
     stub.RepositoryModelUnload(message, timeout=WAIT)
-
-
-def open_files(pid):
-    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
 
 
 def test_lines_of_the_logs_name_the_worker(start_server, digits_path, tmp_path):
