@@ -162,6 +162,7 @@ class CoreWatch:
         self._closed = threading.Event()
         self._seconds = seconds
         self._preemption: Preemption | None = None
+        self._told = 0  # of the times that it has moved them
         if _core is not None and others:
             self._preemption = Preemption(list(others), _core)
         if _core is not None and self._cores():
@@ -173,24 +174,23 @@ class CoreWatch:
         if self._preemption is not None:
             self._preemption.close()
 
-    @property
-    def moved_away(self) -> int:
-        """How many times the `others` were moved away."""
-        return 0 if self._preemption is None else self._preemption.times
+    def _tell(self) -> None:
+        """Log once that the `others` were moved away, if they were since the last look."""
+        times = 0 if self._preemption is None else self._preemption.times
+        if times > self._told:
+            self._told = times
+            _log.info(
+                "threads that read and write kept their core for milliseconds, as very large "
+                "messages or floods of streams make them: on another core for some seconds"
+            )
 
     def _watch(self) -> None:
         global _crowded
         roam()
         before: _Usage | None = None
         suspicious = False
-        told = 0
         while True:
-            if self.moved_away > told:
-                _log.info(
-                    "threads that read and write kept their core for milliseconds, as very large "
-                    "messages or floods of streams make them: on another core for some seconds"
-                )
-                told = self.moved_away
+            self._tell()
             try:
                 now = self._usage()
                 better = None

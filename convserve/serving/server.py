@@ -53,10 +53,8 @@ _SPARE_THREADS = 32  # calls that are parsed, checked, rejected or sent while al
 _CONTROL_THREADS = 16
 _MAX_PENDING_CALLS = 10_000  # 10 to 20 KB each; in a flood the next call waits for so many
 _LOADING_THREADS = 4
-_TRANSPORT_THREADS = (
-    "event_engine",
-    "lifeguard",
-)  # gRPC's names; the second starts more of the first
+# gRPC's names; the second starts more of the first.
+_TRANSPORT_THREADS = ("event_engine", "lifeguard")
 
 
 @dataclass(frozen=True)
