@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -65,6 +66,7 @@ def measure_server(
     target: Target, model: str | None, payloads: list[Payload], loads: list[Load]
 ) -> Iterator[dict[str, Any]]:
     """A row for each payload and load."""
+    gc.freeze()  # the collector would stop the generator for 30 ms now and then to look at modules
     with target.client() as client:
         metadata = client.model_metadata(model)
     for load in loads:

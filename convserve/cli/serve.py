@@ -294,7 +294,7 @@ def command(
         end_with_parent()  # before the imports below, which take longest of a start
     hangups = hold_hangups()  # which would end the process until there is something to reload
     from convserve.serving.files import allow_open_files
-    from convserve.serving.memory import bound_heaps
+    from convserve.serving.memory import bound_heaps, spare_imports
 
     bound_heaps()  # before the imports below start threads
     allow_open_files()
@@ -361,9 +361,11 @@ def command(
     if worker_socket is not None:
         from convserve.serving.workers.worker import Worker
 
+        spare_imports()
         return Worker(
             worker_socket, path, options, logs, defaults=defaults, threads=threads or 1, names=names
         ).run()
+    spare_imports()
     repository = ModelRepository.open(path, defaults=defaults, threads=threads, names=names)
     signals = Signals(on_hangup=lambda: hangups.append(0))
     server = Server(repository, options, logs)

@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from convserve.kernels._preempt import Preemption
+from convserve.kernels._threads import bound_times
 
 __all__ = ["CoreWatch", "anywhere", "binds", "bound", "choose", "crowded", "roam"]
 
@@ -44,6 +45,7 @@ _FOREIGN = 0.3  # the share of the core that others take before it is worth movi
 _BETTER = 0.3  # how much more of its time the other core must be idle
 _CROWDED = 0.5  # the share of the core that the bound threads take
 _LOOK_SECONDS = 1.0
+_TICKS = os.sysconf("SC_CLK_TCK")  # a second, of /proc/stat
 
 _core: int | None = None  # None: nothing is bound
 _crowded = False
@@ -140,10 +142,10 @@ def anywhere() -> Iterator[None]:
 
 
 class _Usage(NamedTuple):
-    """Ticks until now: of each core, busy and idle; of each bound thread."""
+    """Until now: ticks that each core was busy and idle, seconds that each bound thread ran."""
 
     cores: dict[int, tuple[int, int]]
-    threads: dict[int, int]
+    threads: dict[int, float]
 
 
 class CoreWatch:
@@ -219,7 +221,7 @@ class CoreWatch:
             now.threads[thread] - before.threads[thread]
             for thread in now.threads.keys() & before.threads.keys()
         )
-        return spent / max(ticks, 1)
+        return spent * _TICKS / max(ticks, 1)
 
     def _better(self, before: _Usage, now: _Usage) -> int | None:
         """The core to move to, if others are busy on ours and it has more time for us."""
@@ -267,13 +269,8 @@ class CoreWatch:
     def _threads(self) -> list[int]:
         return [int(entry.name) for entry in (self._proc / "self/task").iterdir()]
 
-    def _own(self) -> dict[int, int]:
-        """Ticks that each bound thread has run."""
-        ticks = {}
-        for thread in self._threads():
-            with contextlib.suppress(OSError):
-                if os.sched_getaffinity(thread) == {_core}:
-                    text = (self._proc / f"self/task/{thread}/stat").read_text()
-                    user, system = text.rpartition(")")[2].split()[11:13]
-                    ticks[thread] = int(user) + int(system)
-        return ticks
+    def _own(self) -> dict[int, float]:
+        """Seconds that each bound thread has run."""
+        if _core is None:
+            return {}
+        return {thread: ran * 1e-9 for thread, ran in bound_times(_core).items()}

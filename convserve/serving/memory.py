@@ -16,6 +16,7 @@ than half a MB is kept at the end of a heap.
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import threading
 import time
@@ -23,7 +24,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-__all__ = ["MemoryKeeper", "Watch", "bound_heaps"]
+__all__ = ["MemoryKeeper", "Watch", "bound_heaps", "spare_imports"]
 
 _SECONDS = 1.0  # between two looks
 _GROWN = 1 << 19  # bytes
@@ -47,6 +48,16 @@ def bound_heaps() -> None:
         mallopt(_M_ARENA_MAX, _HEAPS)
         mallopt(_M_MMAP_THRESHOLD, _LARGE)
         mallopt(_M_TRIM_THRESHOLD, _KEPT)
+
+
+def spare_imports() -> None:
+    """Have the garbage collector pass over what has been made so far, for good; before models are
+    loaded, which are to go one day.
+
+    Modules are 44,000 objects, which Python would look through every 4,500 requests or so, and all
+    callers would wait meanwhile: 27 ms under load, 1 without them.
+    """
+    gc.freeze()
 
 
 class Watch:

@@ -1,5 +1,6 @@
 #define _GNU_SOURCE
 #include "preempt.h"
+#include "threads.h"
 
 #include <stddef.h>
 
@@ -64,12 +65,6 @@ static void bind_thread(int id, int core) {
     CPU_ZERO(&cores);
     CPU_SET(core, &cores);
     sched_setaffinity(id, sizeof cores, &cores); /* it may have ended, or the core be taken away */
-}
-
-static int is_bound(int id, int core) {
-    cpu_set_t cores;
-    return sched_getaffinity(id, sizeof cores, &cores) == 0 && CPU_COUNT(&cores) == 1 &&
-           CPU_ISSET(core, &cores);
 }
 
 /* The next core that the process may use, `home` itself if it is the only one. The main thread is
@@ -164,7 +159,7 @@ static int look(cs_preempt *p) {
 static void move(cs_preempt *p, int from, int to) {
     scan(p);
     for (int n = 0; n < p->count; n++)
-        if (is_bound(p->threads[n].id, from)) bind_thread(p->threads[n].id, to);
+        if (cs_is_bound(p->threads[n].id, from)) bind_thread(p->threads[n].id, to);
     bind_thread(0, to);
 }
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 
 import numpy as np
 import pytest
 
 from convserve.engine import affinity
 from convserve.engine.affinity import CoreWatch
+from convserve.kernels._threads import bound_times
 
 CORES = sorted(os.sched_getaffinity(0))
 pytestmark = pytest.mark.skipif(len(CORES) < 2, reason="needs two cores")
@@ -127,6 +129,34 @@ def test_the_engine_uses_all_cores_from_a_bound_thread():
     assert seen == [expected]
 
 
+def test_how_long_bound_threads_have_run():
+    stop, seen = threading.Event(), {}
+
+    def run():
+        while time.thread_time() < 0.02:
+            pass
+        seen[threading.get_native_id()] = time.thread_time_ns()
+        done.release()
+        stop.wait(30)
+
+    done = threading.Semaphore(0)
+    free = threading.Thread(target=run)
+    free.start()
+    many = [threading.Thread(target=run) for _ in range(70)]  # more than there is room for at first
+    for thread in many:
+        affinity.bound(CORES[1], thread.start)
+    for _ in range(71):
+        assert done.acquire(timeout=30)
+    times = bound_times(CORES[1])
+    assert not bound_times(CORES[0])
+    stop.set()
+    for thread in (free, *many):
+        thread.join(30)
+    assert times.keys() == seen.keys() - {free.native_id}
+    assert all(seen[id] <= ran < seen[id] + 20e6 for id, ran in times.items())
+    assert not times.keys() & bound_times(CORES[1]).keys()
+
+
 class Proc:
     """A /proc/stat of two cores that the test writes."""
 
@@ -145,6 +175,11 @@ class Proc:
         for core, (busy, idle) in zip(CORES, self.ticks, strict=True):
             lines.append(f"cpu{core} {busy} 0 0 {idle} 0 0 0 0 0 0")
         (self.path / "stat").write_text("\n".join([*lines, "intr 1", ""]))
+
+
+def ticks(count):
+    """Seconds of so many ticks."""
+    return count / os.sysconf("SC_CLK_TCK")
 
 
 @pytest.fixture
@@ -174,7 +209,7 @@ def test_own_work_is_no_reason_to_move(proc, monkeypatch):
     monkeypatch.setattr(affinity, "_core", CORES[0])
     cores, _ = watch._usage()
     proc.add(c0=(90, 10), c1=(0, 100))
-    before, now = affinity._Usage(cores, {1: 0}), affinity._Usage(watch._cores(), {1: 85})
+    before, now = affinity._Usage(cores, {1: 0}), affinity._Usage(watch._cores(), {1: ticks(85)})
     assert watch._better(before, now) is None
 
 
@@ -183,16 +218,17 @@ def test_only_the_time_of_threads_that_are_and_were_bound_is_our_own(proc, monke
     monkeypatch.setattr(affinity, "_core", CORES[0])
     cores = watch._cores()
     proc.add(c0=(90, 10), c1=(0, 100))
-    before = affinity._Usage(cores, {1: 500, 2: 20, 3: 0})
-    now = affinity._Usage(watch._cores(), {1: 540, 2: 55, 4: 800})  # 3 has ended, 4 is new here
-    assert watch._own_share(before, now) == 0.75
+    before = affinity._Usage(cores, {1: ticks(500), 2: ticks(20), 3: 0.0})
+    # 3 has ended, 4 is new here
+    now = affinity._Usage(watch._cores(), {1: ticks(540), 2: ticks(55), 4: ticks(800)})
+    assert watch._own_share(before, now) == pytest.approx(0.75)
 
 
 def test_bound_threads_are_crowded_while_they_need_most_of_their_core(proc, monkeypatch):
     watch = CoreWatch(proc.path)
     monkeypatch.setattr(affinity, "_core", CORES[0])
     monkeypatch.setattr(affinity, "_crowded", False)
-    own = iter([{1: 0}, {1: 60}, {1: 100}, {1: 100}])
+    own = iter([{1: ticks(count)} for count in (0, 60, 100, 100)])
     seen = []
 
     def look(_):  # instead of waiting
