@@ -11,17 +11,22 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from math import ceil
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
 import grpc
 import numpy as np
+from numpy.typing import NDArray
 
 from convserve.cli._load import OK, Limits, Outcome, closed_loop, open_loop
 from convserve_client import protocol, tensors
 
 PATH = protocol.path("ModelInfer")
+# h2load looks at its clock every 10 ms for connections that ask more often, and sends what is due.
+PER_CONNECTION = 80.0  # requests a second
+WARM_UP = 0.3  # seconds
 PAUSE = 0.01  # seconds from a probe to the next, and after a refusal
 
 
@@ -41,20 +46,53 @@ def requests_per_second(
     address: str, data: bytes, seconds: float, connections: int, in_flight: int
 ) -> float:
     """By h2load: so many requests under way at once on each connection."""
+    shown = _h2load(
+        address, data, f"--duration={max(1, round(seconds))}", "--warm-up-time=1",
+        f"-c{connections}", f"-m{in_flight}",
+    )  # fmt: skip
+    rate = re.search(r"finished in [\d.]+\w+, ([\d.]+) req/s", shown)
+    if rate is None:
+        raise RuntimeError(f"h2load: {shown[-600:]}")
+    return float(rate[1])
+
+
+class Rated(NamedTuple):
+    """What came of requests that were made at a rate, whether answered or not."""
+
+    milliseconds: NDArray[np.float64]
+    per_second: float  # answers, while requests were made
+
+
+def at_rate(address: str, data: bytes, rate: float, seconds: float) -> Rated:
+    """By h2load: connections of at most 80 requests a second, each at even distances of its own."""
+    connections = ceil(rate / PER_CONNECTION)
+    each = ceil(rate * (WARM_UP + seconds) / connections)
+    with tempfile.NamedTemporaryFile() as log:
+        _h2load(
+            address, data, f"-c{connections}", "-r1", "--rate-period=1ms", "-m100",
+            f"--rps={rate / connections}", f"-n{each * connections}", f"--log-file={log.name}",
+        )  # fmt: skip
+        begun, _, spent = np.loadtxt(log.name, ndmin=2).T / 1e6
+    first, last = begun.min() + WARM_UP, begun.max()
+    ended = begun + spent
+    answers = np.count_nonzero((ended >= first) & (ended < last))
+    return Rated(spent[begun >= first] * 1e3, answers / (last - first))
+
+
+def _h2load(address: str, data: bytes, *arguments: str) -> str:
+    """What h2load prints; RuntimeError if a request failed."""
     with tempfile.NamedTemporaryFile() as body:
         body.write(b"\0" + len(data).to_bytes(4, "big") + data)  # gRPC's frame
         body.flush()
         command = [
-            "h2load", f"--duration={max(1, round(seconds))}", "--warm-up-time=1", "-t1",
-            f"-c{connections}", f"-m{in_flight}", "-w20", "-W24", f"--data={body.name}",
+            "h2load", "-t1", "-w20", "-W24", *arguments, f"--data={body.name}",
             "-Hcontent-type: application/grpc", "-Hte: trailers", f"http://{address}{PATH}",
         ]  # fmt: skip
         shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    rate = re.search(r"finished in [\d.]+\w+, ([\d.]+) req/s", shown)
     failed = re.search(r"(\d+) failed, (\d+) errored, (\d+) timeout", shown)
-    if rate is None or failed is None or any(int(count) for count in failed.groups()):
+    if failed is None or any(int(count) for count in failed.groups()):
         raise RuntimeError(f"h2load: {shown[-600:]}")
-    return float(rate[1])
+    return shown
 
 
 class Probes(NamedTuple):

@@ -66,10 +66,12 @@ def markdown(rows: Sequence[Row], rounds: int, seconds: float, h2load: bool) -> 
         f"Throughput is asked for by {asked}; latencies are those that a blocking Python client "
         "sees, and under load those of an open loop, counted from when a request was due. The echo "
         "is a synchronous grpcio server that sends each request back unread. 70 % is of what "
-        "the same generator is answered when it asks for too much; requests come evenly or at "
-        f"random, which alone makes p99 {TAIL_OF_A_QUEUE} times p50 at 70 % of what a server can "
-        "do that takes them one by one, each for the same time. The queue is kept full by four "
-        "callers with 64 images each.",
+        "the same generator is answered when it asks for too much. h2load's requests come over so "
+        "many connections that each makes at most 80 a second, at even distances; those of "
+        "`convserve bench`'s generator, which is in Python and takes a core for itself, over one, "
+        f"evenly or at random, which alone makes p99 {TAIL_OF_A_QUEUE} times p50 at 70 % of what a "
+        "server can do that takes them one by one, each for the same time. The queue is kept full "
+        "by four callers with 64 images each.",
         "",
         "| what | convserve | beside | ratio | target | met |",
         "|---|---:|---:|---:|---:|---|",
