@@ -17,6 +17,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 import numpy as np
@@ -103,19 +104,32 @@ class BatchScheduler:
             self._queues.expire(time.monotonic())
             return len(self._queues)
 
-    def run(self, request: Request, *, alone: bool = True) -> Mapping[str, Array]:
+    def run(
+        self,
+        request: Request,
+        *,
+        alone: bool = True,
+        waiting: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> Mapping[str, Array]:
         """Compute `request` and return its outputs by name; blocks until it ends.
 
         alone: no other caller is at work, who may need this thread's core.
+        waiting: a context for the time in which the calling thread needs none of that core.
         Raises QueueFullError or StoppingError at once, QueueTimeoutError, DeadlineExceededError,
         CancelledError, or what the model itself raised for these images.
         """
-        if granted := self._start(request, may_compute=alone or self._is_brief(request.size)):
+        brief = self._is_brief(request.size)
+        granted = self._start(request, may_compute=alone or brief)
+        if granted and brief:
             self._execute_and_release([request], granted)
-        elif request.expiry is not None and not request.wait(request.expiry):
-            with self._changed:
-                self._queues.expire(time.monotonic())
-        return request.result()
+            return request.result()
+        with waiting():
+            if granted:
+                self._execute_and_release([request], granted)
+            elif request.expiry is not None and not request.wait(request.expiry):
+                with self._changed:
+                    self._queues.expire(time.monotonic())
+            return request.result()
 
     def _is_brief(self, images: int) -> bool:
         """Whether to compute so many takes no longer than to hand them to another core."""

@@ -10,7 +10,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from typing import Any
 
 import grpc
@@ -22,6 +22,7 @@ from convserve.serving import codec, shared_tensors, status
 from convserve.serving.calls import parse
 from convserve.serving.images import ImageDecoder
 from convserve.serving.observe import Observer
+from convserve.serving.pool import CallPool
 from convserve.serving.shared_memory import Regions
 from convserve_client import protocol
 
@@ -45,7 +46,7 @@ class Inferences:
         self,
         repository: ModelRepository,
         decoder: ImageDecoder,
-        pool: ThreadPoolExecutor,
+        pool: CallPool,
         regions: Regions | None = None,
         observer: Observer | None = None,
     ) -> None:
@@ -131,13 +132,14 @@ class Inferences:
         if isinstance(x, list):
             preprocessing = served.model.preprocessing
             assert preprocessing is not None  # else the codec takes no BYTES
-            x = self._decoder.decode(x, preprocessing, lambda: inference.check_wanted(deadline))
+            with self._pool.waiting():
+                x = self._decoder.decode(x, preprocessing, lambda: inference.check_wanted(deadline))
         layers = codec.layers(served, wanted)
         request = Request(x, outputs=layers, deadline=deadline, priority=priority, timeout=timeout)
         if self._observer is not None:
             self._observer.computes(served, request)
         inference.cancels(request)
-        outputs = served.scheduler.run(request, alone=self._active <= 1)
+        outputs = served.scheduler.run(request, alone=self._active <= 1, waiting=self._pool.waiting)
         answer = codec.response(served, message.id, wanted, outputs)
         if places:
             shared_tensors.deliver(places, answer)

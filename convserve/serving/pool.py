@@ -3,21 +3,29 @@
 gRPC takes nothing but a `ThreadPoolExecutor` for the calls of one method. This one is leaner: a
 queue, a semaphore and a `Future` a call cost more than all else that a small inference does in
 Python. The thread that went idle last, whose stack is still in the cache, is the next to work.
+
+Calls that compute may be bounded, for threads that wait for the interpreter's lock wake up every
+5 ms to ask for it: 200 of them took a quarter of the core on which they did so. Calls beyond the
+bound wait for their turn without a thread. One that waits for something else meanwhile does not
+count: it says so (`waiting`), or has taken longer than `PATIENCE`, as the call of a client whose
+message is slow to come, for which gRPC itself waits.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import Any
 
 __all__ = ["CallPool"]
 
 _log = logging.getLogger(__name__)
+PATIENCE = 0.01  # seconds that a call may take of its turn while others wait for theirs
 
 
 class CallPool(ThreadPoolExecutor):
@@ -28,18 +36,27 @@ class CallPool(ThreadPoolExecutor):
     with it the server.
 
     initializer: called first in each thread.
+    at_once: how many calls may compute at a time; None: as many as there are threads.
     """
 
     def __init__(
-        self, name: str, threads: int = 1, initializer: Callable[[], None] = lambda: None
+        self,
+        name: str,
+        threads: int = 1,
+        initializer: Callable[[], None] = lambda: None,
+        at_once: int | None = None,
     ) -> None:
         super().__init__(1)
         self._name, self._initialize = name, initializer
+        self._at_once = at_once
+        self._here = threading.local()  # .worker: the one whose thread this is
         self._guard = threading.Lock()  # of all below
         self._limit = threads
         self._made = 0
         self._idle: list[_Worker] = []
+        self._computing: set[_Worker] = set()  # those that count as such, if that is bounded
         self._backlog: deque[_Task] = deque()
+        self._behind = threading.Event()  # there is a backlog, or the end
         self._closed = False
 
     def start(self) -> None:
@@ -49,9 +66,12 @@ class CallPool(ThreadPoolExecutor):
         """
         with self._guard:
             self._idle.append(self._worker())
+        if self._at_once is not None:
+            name = f"{self._name} turns"
+            threading.Thread(target=self._watch_turns, name=name, daemon=True).start()
 
     def _worker(self) -> _Worker:
-        worker = _Worker(self._next, self._initialize, f"{self._name}_{self._made + 1}")
+        worker = _Worker(self._next, self._begin, f"{self._name}_{self._made + 1}")
         self._made += 1
         return worker
 
@@ -69,20 +89,78 @@ class CallPool(ThreadPoolExecutor):
         with self._guard:
             if self._closed:
                 raise RuntimeError("cannot schedule new calls after shutdown")
-            worker = self._idle.pop() if self._idle else None
-            if worker is None and self._made < self._limit:
-                with suppress(RuntimeError):  # no more threads
-                    worker = self._worker()
+            worker = self._hire()
             if worker is None:
                 self._backlog.append(task)
+                self._behind.set()
                 return task
         worker.give(task)
         return task
+
+    def _begin(self, worker: _Worker) -> None:
+        """In a new thread."""
+        self._here.worker = worker
+        self._initialize()
+
+    def _hire(self) -> _Worker | None:
+        """A thread for a call whose turn it is; the guard is held."""
+        if self._at_once is not None and len(self._computing) >= self._at_once:
+            return None
+        worker = self._idle.pop() if self._idle else None
+        if worker is None and self._made < self._limit:
+            with suppress(RuntimeError):  # no more threads
+                worker = self._worker()
+        if worker is not None:
+            self._count(worker)
+        return worker
+
+    def _count(self, worker: _Worker) -> None:
+        """It computes from now on."""
+        if self._at_once is not None:
+            worker.since = time.monotonic()
+            self._computing.add(worker)
+
+    def _go_on(self) -> None:
+        """Have idle threads take calls that wait, as far as it is their turn; the guard is held."""
+        while self._backlog and (worker := self._hire()):
+            worker.give(self._backlog.popleft())
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Around what the calling thread's call waits for: it does not compute meanwhile."""
+        worker = getattr(self._here, "worker", None)
+        if worker is None or self._at_once is None:
+            yield
+            return
+        with self._guard:
+            self._computing.discard(worker)
+            self._go_on()
+        try:
+            yield
+        finally:
+            with self._guard:  # even if there are enough of them: it has had its turn
+                self._count(worker)
+
+    def _watch_turns(self) -> None:
+        """Take those that compute for long for waiting, while others wait for their turns."""
+        while True:
+            self._behind.wait()
+            time.sleep(PATIENCE)
+            with self._guard:
+                if self._closed:
+                    return
+                if not self._backlog:
+                    self._behind.clear()
+                    continue
+                late = time.monotonic() - PATIENCE
+                self._computing -= {w for w in self._computing if w.since < late}
+                self._go_on()
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take no more calls; idle threads end, busy ones after their call."""
         with self._guard:
             self._closed = True
+            self._behind.set()
             idle, self._idle = self._idle, []
             if cancel_futures:
                 self._backlog.clear()
@@ -93,7 +171,10 @@ class CallPool(ThreadPoolExecutor):
     def _next(self, worker: _Worker) -> _Task | None:
         """What an idle worker does now; None: wait until something is given to it."""
         with self._guard:
-            if self._backlog:
+            self._computing.discard(worker)
+            enough = self._at_once is not None and len(self._computing) >= self._at_once
+            if self._backlog and not enough:
+                self._count(worker)
                 return self._backlog.popleft()
             if self._closed:
                 worker.give(None)
@@ -108,10 +189,11 @@ class _Worker:
     def __init__(
         self,
         next_task: Callable[[_Worker], _Task | None],
-        initialize: Callable[[], None],
+        begin: Callable[[_Worker], None],
         name: str,
     ) -> None:
-        self._next, self._initialize = next_task, initialize
+        self._next, self._begin = next_task, begin
+        self.since = 0.0  # when it began to compute
         self._given: _Task | None = None
         self._wake = threading.Lock()
         self._wake.acquire()
@@ -123,7 +205,7 @@ class _Worker:
         self._wake.release()
 
     def _run(self) -> None:
-        self._initialize()
+        self._begin(self)
         task = None
         while True:
             if task is None:

@@ -50,6 +50,7 @@ __all__ = ["Group", "Options", "Server"]
 
 _log = logging.getLogger(__name__)
 _SPARE_THREADS = 32  # calls that are parsed, checked, rejected or sent while all others wait
+_AT_ONCE = 16  # inferences that need Python; see serving.pool
 _CONTROL_THREADS = 16
 _MAX_PENDING_CALLS = 10_000  # 10 to 20 KB each; in a flood the next call waits for so many
 _LOADING_THREADS = 4
@@ -119,7 +120,7 @@ class Server:
         )
         self._control_pool = CallPool("control", _CONTROL_THREADS)
         self._reflection_pool = CallPool("reflection", 4)
-        infer_pool = CallPool("infer")
+        infer_pool = CallPool("infer", at_once=_AT_ONCE)
         self._infer_pool = infer_pool
         self._pools = Pools(
             inference=infer_pool,

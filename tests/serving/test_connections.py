@@ -186,6 +186,47 @@ def test_calls_that_come_all_at_once_are_all_taken(start_server, digits_path):
     assert codes == {grpc.StatusCode.OK: 4000}
 
 
+def test_a_flood_of_inferences_leaves_few_threads(start_server, digits_path):
+    """More of them compute no more at a time, and only make each other slower."""
+    server = start_server(digits_path)
+    request = make_request(np.zeros((1, 1, 28, 28), np.float32), model="model")
+    assert server.stub.ModelInfer(request, timeout=WAIT).outputs
+    tasks = Path(f"/proc/{server.process.pid}/task")
+    before = len(list(tasks.iterdir()))
+    suspend(server.process.pid)
+    try:
+        calls = [server.stub.ModelInfer.future(request, timeout=WAIT) for _ in range(1000)]
+    finally:
+        server.process.send_signal(signal.SIGCONT)
+    codes = Counter(call.code() for call in calls)
+    assert codes.keys() <= {grpc.StatusCode.OK, grpc.StatusCode.UNAVAILABLE}
+    assert codes[grpc.StatusCode.OK] > 100
+    assert len(list(tasks.iterdir())) < before + 150
+
+
+def test_calls_whose_messages_do_not_come_keep_none_from_its_turn(start_server, digits_path):
+    server = start_server(digits_path)
+    request = make_request(np.zeros((1, 1, 28, 28), np.float32), model="model")
+    assert server.stub.ModelInfer(request, timeout=WAIT).outputs
+    hold = threading.Event()
+
+    def nothing():
+        hold.wait(WAIT)
+        yield from ()
+
+    with server.connect() as channel:
+        begin = channel.stream_unary(protocol.path("ModelInfer"))
+        held = [begin.future(nothing(), timeout=WAIT) for _ in range(100)]
+        try:
+            end = time.monotonic() + 0.5  # in which they arrive
+            while time.monotonic() < end:
+                assert server.stub.ModelInfer(request, timeout=WAIT / 4).outputs
+        finally:
+            hold.set()
+            for call in held:
+                call.cancel()
+
+
 @pytest.mark.parametrize("kind", [grpc.Compression.Gzip, grpc.Compression.Deflate])
 def test_a_message_that_unpacks_to_more_than_the_limit(start_server, digits_path, kind):
     server = start_server(digits_path, "--max-message-mb", 1)
