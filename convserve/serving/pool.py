@@ -17,15 +17,16 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any
 
 __all__ = ["CallPool"]
 
 _log = logging.getLogger(__name__)
 PATIENCE = 0.01  # seconds that a call may take of its turn while others wait for theirs
+_NOTHING = nullcontext()
 
 
 class CallPool(ThreadPoolExecutor):
@@ -71,7 +72,7 @@ class CallPool(ThreadPoolExecutor):
             threading.Thread(target=self._watch_turns, name=name, daemon=True).start()
 
     def _worker(self) -> _Worker:
-        worker = _Worker(self._next, self._begin, f"{self._name}_{self._made + 1}")
+        worker = _Worker(self, f"{self._name}_{self._made + 1}")
         self._made += 1
         return worker
 
@@ -99,7 +100,8 @@ class CallPool(ThreadPoolExecutor):
 
     def _begin(self, worker: _Worker) -> None:
         """In a new thread."""
-        self._here.worker = worker
+        if self._at_once is not None:
+            self._here.worker = worker
         self._initialize()
 
     def _hire(self) -> _Worker | None:
@@ -125,21 +127,18 @@ class CallPool(ThreadPoolExecutor):
         while self._backlog and (worker := self._hire()):
             worker.give(self._backlog.popleft())
 
-    @contextmanager
-    def waiting(self) -> Iterator[None]:
+    def waiting(self) -> AbstractContextManager[None]:
         """Around what the calling thread's call waits for: it does not compute meanwhile."""
-        worker = getattr(self._here, "worker", None)
-        if worker is None or self._at_once is None:
-            yield
-            return
+        return getattr(self._here, "worker", _NOTHING)
+
+    def _wait(self, worker: _Worker) -> None:
         with self._guard:
             self._computing.discard(worker)
             self._go_on()
-        try:
-            yield
-        finally:
-            with self._guard:  # even if there are enough of them: it has had its turn
-                self._count(worker)
+
+    def _waited(self, worker: _Worker) -> None:
+        with self._guard:  # even if there are enough of them: it has had its turn
+            self._count(worker)
 
     def _watch_turns(self) -> None:
         """Take those that compute for long for waiting, while others wait for their turns."""
@@ -184,20 +183,21 @@ class CallPool(ThreadPoolExecutor):
 
 
 class _Worker:
-    """A thread and the place where it is given its next task."""
+    """A thread and the place where it is given its next task; `with` it where that task waits."""
 
-    def __init__(
-        self,
-        next_task: Callable[[_Worker], _Task | None],
-        begin: Callable[[_Worker], None],
-        name: str,
-    ) -> None:
-        self._next, self._begin = next_task, begin
+    def __init__(self, pool: CallPool, name: str) -> None:
+        self._pool = pool
         self.since = 0.0  # when it began to compute
         self._given: _Task | None = None
         self._wake = threading.Lock()
         self._wake.acquire()
         threading.Thread(target=self._run, name=name, daemon=True).start()
+
+    def __enter__(self) -> None:
+        self._pool._wait(self)
+
+    def __exit__(self, *error: object) -> None:
+        self._pool._waited(self)
 
     def give(self, task: _Task | None) -> None:
         """To a worker that waits; None ends it."""
@@ -205,7 +205,7 @@ class _Worker:
         self._wake.release()
 
     def _run(self) -> None:
-        self._begin(self)
+        self._pool._begin(self)
         task = None
         while True:
             if task is None:
@@ -214,7 +214,7 @@ class _Worker:
                 if task is None:
                     return
             task.run()
-            task = self._next(self)
+            task = self._pool._next(self)
 
 
 class _Task:
