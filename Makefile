@@ -136,12 +136,12 @@ bench-quick: $(VENV)/.installed-onnx $(BENCH_VENV)/.installed  ## a few minutes 
 	$(BENCH_VENV)/bin/python -m benchmarks.run --convserve $(BIN)/python --quick \
 		--results runs/bench-quick/results.jsonl $(BENCH_ARGS)
 
-bench-serving: $(VENV)/.installed  ## the server beside a bare gRPC echo, into docs/benchmarks-serving.md
-	$(BIN)/python -m benchmarks.serving --docs docs/benchmarks-serving.md $(BENCH_ARGS)
+bench-serving: $(VENV)/.installed  ## the server beside a bare gRPC echo, into docs/benchmarks.md
+	$(BIN)/python -m benchmarks.serving --docs docs/benchmarks.md $(BENCH_ARGS)
 
-bench-training: $(VENV)/.installed $(BENCH_VENV)/.installed  ## training beside PyTorch, into docs/benchmarks-training.md
+bench-training: $(VENV)/.installed $(BENCH_VENV)/.installed  ## training beside PyTorch, into docs/benchmarks.md
 	$(BIN)/python -m benchmarks.training --torch $(BENCH_VENV)/bin/python \
-		--docs docs/benchmarks-training.md $(BENCH_ARGS)
+		--docs docs/benchmarks.md $(BENCH_ARGS)
 
 bench-layers: $(VENV)/.installed  ## GFLOP/s of convolution layers, beside the measured peak
 	$(BIN)/convserve bench --layers

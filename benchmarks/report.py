@@ -24,6 +24,7 @@ from benchmarks.ratios import (
     suspects,
 )
 from benchmarks.results import Run
+from benchmarks.sections import write_section
 
 EXPECTED = Path(__file__).with_name("expected.txt")
 TITLES = {
@@ -47,32 +48,33 @@ def write(path: Path, run: Run, rows: Sequence[Row], expected: Expected) -> None
     models = [row for row in rows if row.kind == "model" and ratio_to_best(row, PEERS)]
     if models:
         draw(plot, models)
-    path.write_text(markdown(run, rows, expected, plot.name if models else None), "utf-8")
+    text = markdown(run, rows, expected, plot.name if models else None)
+    write_section(path, "inference", text)
 
 
 def markdown(run: Run, rows: Sequence[Row], expected: Expected, plot: str | None) -> str:
     parts = [
-        "# Benchmarks",
+        "## Inference beside five engines",
         "Written by `make bench`, which measures everything here side by side.",
         _machine(run, rows),
     ]
     models = [row for row in rows if row.kind == "model"]
     if models:
-        parts += ["## Models", _summary(models, expected)]
+        parts += ["### Models", _summary(models, expected)]
         if plot:
             parts.append(f"![Images/s relative to the best peer]({plot})")
         for threads in sorted({row.threads for row in models}, reverse=True):
             parts += [
-                f"### {_threads(threads)}",
+                f"#### {_threads(threads)}",
                 _models(r for r in models if r.threads == threads),
             ]
     layers = [row for row in rows if row.kind == "layer"]
     for threads in sorted({row.threads for row in layers}, reverse=True):
-        parts += [f"## Layers, {_threads(threads)}", LAYER_NOTE]
+        parts += [f"### Layers, {_threads(threads)}", LAYER_NOTE]
         parts.append(_layers(r for r in layers if r.threads == threads))
-    parts += ["## Settings", _settings(rows)]
+    parts += ["### Settings", _settings(rows)]
     if missing := _missing(rows):
-        parts += ["## Missing", missing]
+        parts += ["### Missing", missing]
     return "\n\n".join(parts) + "\n"
 
 

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import convserve
+from benchmarks.sections import write_section
 from benchmarks.serving import clients, servers
 from benchmarks.serving.clients import calling, request
 from benchmarks.serving.report import Row, markdown
@@ -219,7 +220,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="three short rounds")
     parser.add_argument("--rounds", type=int, help="[9; 3 if quick]")
     parser.add_argument("--seconds", type=float, help="of each measurement [2; 1 if quick]")
-    parser.add_argument("--docs", type=Path, help="write the Markdown report here")
+    parser.add_argument("--docs", type=Path, help="write the Markdown report into this page")
     given = parser.parse_args()
     rounds = given.rounds or (3 if given.quick else 9)
     seconds = given.seconds or (1.0 if given.quick else 2.0)
@@ -230,7 +231,8 @@ def main() -> None:
             print(row.text(), flush=True)
             rows.append(row)
     if given.docs is not None:
-        given.docs.write_text(markdown(rows, rounds, seconds, clients.has_h2load()))
+        text = markdown(rows, rounds, seconds, clients.has_h2load())
+        write_section(given.docs, "serving", text)
 
 
 if __name__ == "__main__":

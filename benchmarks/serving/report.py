@@ -57,21 +57,21 @@ def markdown(rows: Sequence[Row], rounds: int, seconds: float, h2load: bool) -> 
     """The report as a Markdown document."""
     asked = "h2load" if h2load else "Python's gRPC, which is the slower end of it (no h2load here)"
     lines = [
-        "# The server beside a bare gRPC echo",
+        "## The server beside a bare gRPC echo",
         "",
         f"Made by `make bench-serving` on {datetime.date.today().isoformat()}: "
         f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, "
         f"load generator on the same machine. Medians of {rounds} rounds of {seconds:g} s in which "
         "contestants take turns. "
         f"Throughput is asked for by {asked}; latencies are those that a blocking Python client "
-        "sees, and under load those of an open loop, counted from when a request was due. The echo "
-        "is a synchronous grpcio server that sends each request back unread. 70 % is of what "
-        "the same generator is answered when it asks for too much. h2load's requests come over so "
-        "many connections that each makes at most 80 a second, at even distances; those of "
+        "sees, and under load those of an open loop. The echo is a synchronous grpcio server that "
+        "sends each request back unread. 70 % is of what the same generator is answered when it "
+        "asks for too much. h2load's requests come over so many connections that each makes at "
+        "most 80 a second, at even distances, and count from when they are sent; those of "
         "`convserve bench`'s generator, which is in Python and takes a core for itself, over one, "
-        f"evenly or at random, which alone makes p99 {TAIL_OF_A_QUEUE} times p50 at 70 % of what a "
-        "server can do that takes them one by one, each for the same time. The queue is kept full "
-        "by four callers with 64 images each.",
+        f"from when they are due, evenly or at random, which alone makes p99 {TAIL_OF_A_QUEUE} "
+        "times p50 at 70 % of what a server can do that takes them one by one, each for the same "
+        "time. The queue is kept full by four callers with 64 images each.",
         "",
         "| what | convserve | beside | ratio | target | met |",
         "|---|---:|---:|---:|---:|---|",

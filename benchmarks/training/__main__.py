@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.process import Process
+from benchmarks.sections import write_section
 from benchmarks.training import networks
 from benchmarks.training.networks import CASES, Case
 from benchmarks.training.report import Row, markdown
@@ -36,7 +37,8 @@ def main() -> None:
             rows.append(_row(case, options, Path(folder)))
         print(rows[-1].text(), flush=True)
     if options.docs:
-        options.docs.write_text(markdown(rows, options.rounds, options.seconds, load), "utf-8")
+        text = markdown(rows, options.rounds, options.seconds, load)
+        write_section(options.docs, "training", text)
 
 
 def _row(case: Case, options: argparse.Namespace, folder: Path) -> Row:

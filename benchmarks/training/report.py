@@ -54,7 +54,7 @@ def markdown(rows: Sequence[Row], rounds: int, seconds: float, load: float) -> s
     """The report as a Markdown document; load: the machine's load average before the run."""
     versions = rows[0].versions if rows else {"ours": "", "torch_peer": ""}
     lines = [
-        "# Training beside PyTorch",
+        "## Training beside PyTorch",
         "",
         f"Made by `make bench-training` on {datetime.date.today().isoformat()}: "
         f"{platform.machine()}, {os.cpu_count()} cores; convserve {versions['ours']}; "
