@@ -77,7 +77,10 @@ def test_row_10_half_open_connections_harm_nobody(server, infer_request, images)
                 with half_open(server.address, 1):
                     pass
 
-    come_and_go()
+    # How many of them gRPC holds at a time is a matter of luck, and the C library keeps what most of
+    # them took; from the third time on it is no more.
+    for _ in range(3):
+        come_and_go()
     before = PostState(server, infer_request(images[:3]))
     come_and_go()
     before.check()
