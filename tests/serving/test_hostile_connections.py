@@ -77,8 +77,8 @@ def test_row_10_half_open_connections_harm_nobody(server, infer_request, images)
                 with half_open(server.address, 1):
                     pass
 
-    # How many of them gRPC holds at a time is a matter of luck, and the C library keeps what most of
-    # them took; from the third time on it is no more.
+    # How many of them gRPC holds at a time is a matter of luck, and the C library keeps what the
+    # most of them took; from the third time on it is no more.
     for _ in range(3):
         come_and_go()
     before = PostState(server, infer_request(images[:3]))
