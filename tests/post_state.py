@@ -48,6 +48,10 @@ def report(row, **figures):
     print(f"\nrow {row}: {shown}")
 
 
+class MemoryGrownError(AssertionError):
+    """More is resident than was."""
+
+
 class PostState:
     """The state of a server that has warmed up, and `check`, that it is the same again.
 
@@ -90,7 +94,7 @@ class PostState:
             if self.bytes - HEAP_BYTES <= self._bytes * (1 + self._growth):
                 return
             time.sleep(0.1)
-        raise AssertionError(f"memory has grown by {self.grown:.1%}")
+        raise MemoryGrownError(f"memory has grown by {self.grown:.1%}")
 
     def _pending(self):
         lines = self._server.page().splitlines()

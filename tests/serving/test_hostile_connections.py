@@ -12,7 +12,7 @@ import time
 import grpc
 import numpy as np
 import pytest
-from post_state import FULL, WAIT, PostState, report
+from post_state import FULL, WAIT, MemoryGrownError, PostState, report
 from server_process import open_files
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
@@ -78,12 +78,17 @@ def test_row_10_half_open_connections_harm_nobody(server, infer_request, images)
                     pass
 
     # How many of them gRPC holds at a time is a matter of luck, and the C library keeps what the
-    # most of them took; from the third time on it is no more.
-    for _ in range(3):
-        come_and_go()
-    before = PostState(server, infer_request(images[:3]))
+    # most of them took: that grows now and then, and what is lost by each connection every time.
     come_and_go()
-    before.check()
+    for attempt in range(5):
+        before = PostState(server, infer_request(images[:3]))
+        come_and_go()
+        try:
+            before.check()
+            return
+        except MemoryGrownError:
+            if attempt == 4:
+                raise
 
 
 @pytest.mark.skipif(not hasattr(socket, "TCP_DEFER_ACCEPT"), reason="Linux only")
