@@ -154,7 +154,9 @@ def test_how_long_bound_threads_have_run():
         thread.join(30)
     assert times.keys() == seen.keys() - {free.native_id}
     assert all(seen[id] <= ran < seen[id] + 20e6 for id, ran in times.items())
-    assert not times.keys() & bound_times(CORES[1]).keys()
+    end = time.monotonic() + 30
+    while times.keys() & bound_times(CORES[1]).keys():  # `join` returns a little earlier
+        assert time.monotonic() < end
 
 
 class Proc:
